@@ -1,0 +1,196 @@
+"""The Engine protocol and the values that cross it, in the worker process.
+
+An engine is the object that generates text. To add one, write a class with the attributes and
+methods of `Engine` below and start the pool with `--infer_type package.module:ClassName`;
+nothing has to be inherited or registered. Imports no engine library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from gpupool.errors import RequestError
+
+if TYPE_CHECKING:
+    from gpupool.partition import Slice
+    from gpupool.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to generate one sequence. Already checked: finite, in range, known to the engine."""
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = -1  # -1: no limit
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # over generated tokens, as OpenAI defines it
+    frequency_penalty: float = 0.0  # over generated tokens, as OpenAI defines it
+    repetition_penalty: float = 1.0  # over prompt and generated tokens, multiplicative
+    seed: int | None = None  # within [-2**63, 2**63)
+    stop: tuple[str, ...] = ()  # the matched text is not part of the completion
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None  # k: each generated token's own and the k best alternatives
+    beam_width: int = 1  # only for beam_search
+    num_beams_returned: int = 1  # only for beam_search
+    length_penalty: float = 1.0  # only for beam_search
+    early_stopping: bool | str = False  # only for beam_search: True, False or "never"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token and its natural-log probability before temperature, penalties and bias."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()  # the k best, best first; each with an empty top
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished text. finish_reason: "stop" (end token or stop string) or "length"."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Text that will not change any more, and the tokens behind it (either may be empty)."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a generate (one completion) or a beam_search (the best first)."""
+
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The end of a score: one natural-log probability per prompt token after the first.
+
+    logprobs[i] belongs to prompt[i + 1]; len(logprobs) == len(prompt) - 1.
+    """
+
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a request that has no result: EngineError, EngineDead or Cancelled."""
+
+    error: RequestError
+
+
+Event = Chunk | Finished | Scored | Failed
+Sink = Callable[[Event], None]
+"""Receives the events of one request, in order, from any thread of the engine's choosing.
+
+It returns quickly, never blocks and never raises. The last event, and only the last, is one of
+Finished, Scored or Failed; every accepted request gets exactly one.
+"""
+
+Report = Callable[[str, float | None], None]
+"""Called while loading with a phase ("downloading", "loading weights", ...) and a fraction
+of it in 0..1, None where unknown. Returns at once; any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded engine knows of its model."""
+
+    name: str
+    context_tokens: int  # prompt and completion together
+    vocab_size: int
+    slots: int  # sequences that run in one batch; more wait inside the engine
+    dtype: str = "auto"
+
+
+class Engine(Protocol):
+    """One loaded model that runs many sequences at once, in one continuous batch.
+
+    Lifetime: constructed and `load`ed once, on a thread of the worker that is not its main
+    thread; used by many threads at once until `die`. The constructor is cheap, touches no GPU
+    and imports no heavy library. Heavy imports stand inside methods. Child processes stay in
+    the worker's process group, so that the guardian can end them.
+
+    All prompts are token ids: the API tokenizes with `tokenize`, checks lengths against
+    `model`, and hands over prompts that fit, with `max_tokens` cut so that
+    len(prompt) + max_tokens <= model.context_tokens.
+
+    An error that one request causes is that request's alone: it ends with Failed(EngineError),
+    and the others go on. When the engine itself is gone, every request, running or new, ends
+    with Failed(EngineDead) and `dead_reason` says why; the worker is then replaced.
+    """
+
+    capabilities: ClassVar[frozenset[str]]
+    """Names from `gpupool.capabilities.FEATURES` that this engine honours. A request that needs
+    another is answered 400 and never reaches the engine."""
+
+    model: ModelInfo
+    """Valid once `load` has returned."""
+
+    def __init__(self, settings: Settings, gpu_slice: Slice) -> None: ...
+
+    @staticmethod
+    def check(settings: Settings, gpus_per_worker: int) -> None:
+        """Refuse what cannot work, by ConfigError; runs before any fork, in a short-lived
+        process of its own, without a GPU: is the library there, do `settings.engine_args`
+        parse, is the model a model. May import heavily."""
+
+    def load(self, report: Report) -> None:
+        """Block until the model answers, its slow first-use paths warmed up. Raises on failure."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """The model's own tokenizer with its default special tokens. Thread-safe."""
+
+    def generate(
+        self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
+    ) -> None:
+        """Start one sequence and return at once. Thread-safe.
+
+        Events: Chunks as text appears, then Finished with one completion. The same seed gives
+        the same text, alone or among others. request_id is unique among running requests.
+        """
+
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+        """Start to compute the prompt's log-probabilities; one Scored event. Thread-safe.
+
+        Exact: each value is what a forward pass over the prompt gives, before temperature.
+        """
+
+    def beam_search(
+        self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
+    ) -> None:
+        """Start a beam search; Finished with num_beams_returned completions. Thread-safe.
+        Called only if "beam_search" is among the capabilities."""
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request within one step; it ends with Failed(Cancelled) unless already over.
+        Unknown ids are ignored. Returns at once. Thread-safe."""
+
+    def last_progress(self) -> float:
+        """time.monotonic() of the last step that produced anything. Thread-safe."""
+
+    @property
+    def dead_reason(self) -> str | None:
+        """Why the engine can serve no more, or None. Cheap, thread-safe."""
+
+    def die(self) -> None:
+        """End now, child processes too, within 10 s; idempotent, from any thread, also while
+        `load` runs. Requests in the engine end with Failed(EngineDead)."""

@@ -1,0 +1,122 @@
+"""Our exceptions, and the one place that turns any exception into the wire's error body.
+
+Imported by every process; imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class GpupoolError(Exception):
+    """Base of all errors this project raises on purpose; the message is fit to be shown."""
+
+
+class ConfigError(GpupoolError):
+    """What the operator asked for cannot be: one line, exit 2, before any fork."""
+
+
+class NotGranted(GpupoolError):
+    """The slice's GPUs are held or used by somebody else; the message says by whom."""
+
+
+class RequestError(GpupoolError):
+    """Base of the errors that answer one HTTP request."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(RequestError):
+    """The caller's fault; names the parameter where there is one."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthorized(RequestError):
+    """No API key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class NotFound(RequestError):
+    """No such route or model."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class TooLarge(RequestError):
+    """The body is over the limit."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class Overloaded(RequestError):
+    """The pool is full."""
+
+    status = 429
+    type = "overloaded_error"
+
+
+class Unavailable(RequestError):
+    """Nothing can answer now: loading, draining, or the engine died."""
+
+    status = 503
+    type = "unavailable_error"
+
+
+class EngineError(RequestError):
+    """The engine failed on this one request; it still serves the others."""
+
+    status = 500
+    type = "engine_error"
+
+
+class EngineDead(Unavailable):
+    """The engine is gone and the worker will be replaced; other replicas may answer."""
+
+
+class Cancelled(RequestError):
+    """Nobody waits for this answer any more."""
+
+    status = 499
+    type = "cancelled"
+
+
+def render_error(error: BaseException) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Status, extra headers and the JSON body for any exception.
+
+    An exception that is not a RequestError is answered as a plain 500: a library's own text
+    may hold paths, prompts or keys, so it goes to the log and never to the client.
+    """
+    if not isinstance(error, RequestError):
+        error = RequestError("internal error; the server's log has the details")
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    body = {
+        "error": {
+            "message": str(error),
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+    return error.status, headers, body

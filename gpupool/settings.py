@@ -1,0 +1,230 @@
+"""Every setting once: flags, environment and YAML become one frozen object.
+
+Read in every process; only this module reads our environment variables. A flag given to
+start_gunicorn.sh is exported as the field's variable, so flags win over YAML by being
+environment, and a plain `gunicorn -c gunicorn_conf.py` with the same variables is the same pool.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from gpupool.errors import ConfigError
+from gpupool.nearest import nearest_hint
+
+ENGINE_NAMES = ("vllm", "transformers", "llama_cpp")
+
+
+def _ancestor(env: str, name: str) -> AliasChoices:
+    """The five variables older than this project keep their names; the field name is for YAML."""
+    return AliasChoices(env, name)
+
+
+class Settings(BaseSettings):
+    """One pool's settings; frozen, the same in the master and in every worker."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GPUPOOL_", frozen=True, extra="forbid", populate_by_name=True
+    )
+
+    model_name: str = Field(
+        default="",
+        validation_alias=_ancestor("HF_MODEL_NAME", "model_name"),
+        description="model to serve: a local folder, a .gguf file or a Hugging Face id",
+        json_schema_extra={"flags": ["hf-model-name"], "metavar": "MODEL"},
+    )
+    per_proc_gpus: int = Field(
+        default=1,
+        ge=1,
+        validation_alias=_ancestor("PER_PROC_GPUS", "per_proc_gpus"),
+        description="GPUs per worker; on a machine without GPUs only 1 is possible",
+    )
+    infer_type: str = Field(
+        default="",
+        validation_alias=_ancestor("INFER_TYPE", "infer_type"),
+        description="vllm, transformers, llama_cpp (any case) or package.module:EngineClass; "
+        "default: vllm where GPUs are, else llama_cpp",
+        json_schema_extra={"metavar": "ENGINE"},
+    )
+    cuda_visible_devices: str | None = Field(
+        default=None,
+        validation_alias=_ancestor("CUDA_VISIBLE_DEVICES", "cuda_visible_devices"),
+        description="GPUs to use: indices, GPU- UUIDs or MIG- ids, comma-separated; default: all",
+        json_schema_extra={"metavar": "LIST"},
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(
+        default=5002,
+        ge=1,
+        le=65535,
+        validation_alias=_ancestor("PORT", "port"),
+        description="port to listen on",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="workers to start; default: one per slice, one on a machine without GPUs",
+    )
+    api_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="key that clients must send (Authorization: Bearer KEY); repeatable",
+        json_schema_extra={"metavar": "KEY", "repeatable": True},
+    )
+    config: Path | None = Field(
+        default=None, description="YAML file with any of these settings", json_schema_extra={}
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with the model"
+    )
+    threads: int = Field(
+        default=256, ge=1, le=4096, description="requests one worker answers at the same time"
+    )
+    max_wait_s: float = Field(
+        default=600, ge=0, description="how long /infer waits for a loading model before a 503"
+    )
+    max_body_bytes: int = Field(
+        default=8 << 20, ge=1, description="largest request body; a larger one is a 413"
+    )
+    max_tokens_limit: int | None = Field(
+        default=None, ge=1, description="largest max_tokens a request may ask for; default: none"
+    )
+    read_timeout_s: float = Field(
+        default=10, gt=0, description="time a client has to send a request's head, then its body"
+    )
+    keepalive_s: int = Field(
+        default=75, ge=0, description="how long an idle connection stays open"
+    )
+    graceful_timeout_s: int = Field(
+        default=30, ge=1, description="time that requests have to finish after SIGTERM"
+    )
+    heartbeat_timeout_s: int = Field(
+        default=60, ge=5, description="a worker whose main loop is silent this long is replaced"
+    )
+    lock_dir: Path | None = Field(
+        default=None, description="directory of the GPU leases, shared by all services and users"
+    )
+    log_level: str = Field(default="info", description="debug, info, warning, error or critical")
+    engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="arguments for the engine's own parser; on the command line: what follows --",
+        json_schema_extra={"hidden": True},
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment over YAML; no .env file, no secrets folder."""
+        path = os.environ.get("GPUPOOL_CONFIG")
+        yaml = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
+        return (init_settings, env_settings, *yaml)
+
+    @field_validator("infer_type")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        if ":" in value:
+            return value
+        name = value.lower().replace("-", "_").replace(".", "_")
+        if name in ("", *ENGINE_NAMES):
+            return name
+        raise ValueError(
+            f"{value!r} is no engine{nearest_hint(name, ENGINE_NAMES)}; "
+            f"use {', '.join(ENGINE_NAMES)} or package.module:EngineClass"
+        )
+
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _split_engine_args(cls, value: Any) -> Any:
+        return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _split_api_keys(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.split(",")
+        return tuple(key.strip() for key in value if key.strip())
+
+    @field_validator("cuda_visible_devices")
+    @classmethod
+    def _no_empty_list(cls, value: str | None) -> str | None:
+        return value.strip() if value is not None else None
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.lower() not in ("debug", "info", "warning", "error", "critical"):
+            raise ValueError(f"{value!r} is no level; use debug, info, warning, error or critical")
+        return value.lower()
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The settings of this process's environment; ConfigError names flag, value and remedy."""
+    _refuse_unknown_variables()
+    path = os.environ.get("GPUPOOL_CONFIG")
+    if path and not Path(path).is_file():
+        raise ConfigError(f"--config {path!r}: no such file; give the path of a YAML file")
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    except Exception as error:  # the YAML parser's own errors have no common base we may import
+        if not path:
+            raise
+        raise ConfigError(f"--config {path!r} is not valid YAML: {_one_line(error)}") from None
+
+
+def env_name(field: str) -> str:
+    """The environment variable of a field."""
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return f"GPUPOOL_{field.upper()}"
+
+
+def _refuse_unknown_variables() -> None:
+    known = {env_name(field) for field in Settings.model_fields} | INTERNAL_VARIABLES
+    for name in os.environ:
+        if name.startswith("GPUPOOL_") and name not in known:
+            raise ConfigError(
+                f"environment variable {name} is not a setting{nearest_hint(name, known)}; "
+                "unset it, or see --help"
+            )
+
+
+INTERNAL_VARIABLES = frozenset({"GPUPOOL_CHECKED", "GPUPOOL_LEASE"})
+"""Set by our own processes for their children; not settings."""
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        hint = nearest_hint(name, Settings.model_fields)
+        return f"{name!r} in the configuration file is not a setting{hint}; see --help"
+    field = next(
+        (f for f in Settings.model_fields if name in (f, env_name(f))), name
+    )
+    found = f"{first['input']!r}"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"--{field} ({env_name(field)}) is {found}: {_one_line(reason)}"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
