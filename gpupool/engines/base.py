@@ -142,6 +142,10 @@ class Engine(Protocol):
     """Names from `gpupool.capabilities.FEATURES` that this engine honours. A request that needs
     another is answered 400 and never reaches the engine."""
 
+    default_params: ClassVar[Mapping[str, float]]
+    """What /infer assumes for parameters that a request leaves out, by their /infer names;
+    {} is SamplingParams' own defaults."""
+
     model: ModelInfo
     """Valid once `load` has returned."""
 

@@ -1,0 +1,48 @@
+# Every command of this project. `make` lists them.
+VENV := .venv
+PYTHON_BIN := $(VENV)/bin/python
+PYTEST := $(PYTHON_BIN) -m pytest
+SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh .ci/run
+
+.DEFAULT_GOAL := help
+.PHONY: help install fmt lint type test test-fast test-long prove demo bench clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 # /' | column -t -s '#'
+
+install: ## the full environment in .venv: CPU builds of torch and vLLM, every engine, the tests' tools
+	@bash requirements/install.sh full $(VENV)
+
+fmt: install ## format the code
+	$(VENV)/bin/ruff check --fix-only --quiet .
+	$(VENV)/bin/ruff format .
+
+lint: install ## ruff and shellcheck
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/shellcheck $(SHELL_FILES)
+
+type: install ## mypy, strict
+	$(VENV)/bin/mypy
+
+test: lint type ## everything that must hold, with the real engines; at most 20 minutes
+	$(PYTEST) -m "not slow"
+
+test-fast: install ## what needs no process and no model; under a minute
+	$(PYTEST) -m "not slow and not server and not model"
+
+test-long: lint type ## the full counts: thousands of kills, races and requests
+	$(PYTEST)
+
+prove: install ## break every promise in turn and demand that its test turns red
+	$(PYTHON_BIN) -m tests.prove
+
+demo: ## a whole pool with a real model on this machine, GPU or not (PORT=... moves it)
+	@bash requirements/install.sh light $(VENV)
+	@exec bash examples/demo.sh
+
+bench: install ## the benchmarks; writes benchmarks/results/ and docs/benchmarks.md
+	$(PYTHON_BIN) -m benchmarks
+
+clean: ## remove what the commands above made
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,258 @@
+"""Connections -> whole requests, on the worker's main loop (worker process, main thread only).
+
+gunicorn's own parser reads every request, so there is no second opinion on where one ends. It
+is written for a blocking socket; here it runs in a greenlet whose recv() returns to the main
+loop while the socket has nothing. A silent or half-sent connection so costs a file descriptor
+and a few kilobytes, never a thread, and a handler thread never waits for a client's bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import greenlet
+from gunicorn.config import Config
+from gunicorn.http import get_parser
+from gunicorn.http.errors import NoMoreData
+from gunicorn.workers.gthread import TConn
+
+from gpupool.errors import RequestError, TooLarge
+
+READ_SIZE = 65536
+LINGER_S = 2.0
+SEND_TIMEOUT_S = 60
+
+K = TypeVar("K")
+
+
+class ReadTimeout(RequestError):
+    """The client did not send its request in time."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
+class _PatientSocket:
+    """recv() for the parser: takes what is there, else returns to the main loop and waits."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def recv(self, size: int) -> bytes:
+        while True:
+            try:
+                return self._sock.recv(size)
+            except BlockingIOError:
+                greenlet.getcurrent().parent.switch(_WAIT)
+
+
+_WAIT = object()
+
+
+class WholeRequest:
+    """Stands where gthread's handle() expects a parser: hands out what was read already."""
+
+    def __init__(self, cfg: Config, sock: socket.socket, client: Any) -> None:
+        self._parser = get_parser(cfg, _PatientSocket(sock), client)
+        self.unreader = self._parser.unreader
+        self.request: Any = None
+        self.error: Exception | None = None
+
+    def parse(self) -> Any:
+        """The next request's head; raises StopIteration when the client has closed."""
+        return next(self._parser)
+
+    def __next__(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.request
+
+    def finish_body(self, deadline: float | None = None) -> bool:
+        """The body was read to its end before the request was handed over."""
+        return True
+
+
+class Connection(TConn):  # type: ignore[misc]
+    """One client connection: idle, being read, or handed over to a handler thread."""
+
+    def __init__(
+        self, cfg: Config, sock: socket.socket, client: Any, server: Any, intake: Intake
+    ) -> None:
+        super().__init__(cfg, sock, client, server)
+        # handle() must neither wait for data nor make a parser of its own.
+        self.initialized = True
+        self.parser = WholeRequest(cfg, sock, client)
+        self.reader: greenlet.greenlet | None = None
+        self.intake = intake
+        # A client that stops reading its answer must not hold a handler thread for ever.
+        limit = struct.pack("ll", SEND_TIMEOUT_S, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def close(self, graceful: bool = False) -> None:
+        """Close without blocking: stock gthread waits up to 2 s for the client, on the main
+        thread."""
+        if graceful:
+            self.intake.linger(self.sock)
+        else:
+            super().close()
+
+
+class Intake:
+    """Reads requests for one worker. `on_request` gets each connection whose request is whole,
+    or unreadable (`conn.parser.error`); `on_close` each that ended without one."""
+
+    def __init__(
+        self,
+        poller: selectors.BaseSelector,
+        on_request: Callable[[Connection], None],
+        on_close: Callable[[Connection], None],
+        *,
+        max_body_bytes: int,
+        read_timeout_s: float,
+        idle_timeout_s: float,
+    ) -> None:
+        self._poller = poller
+        self._on_request = on_request
+        self._on_close = on_close
+        self._max_body_bytes = max_body_bytes
+        self._read_timeout_s = read_timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        # Each holds deadlines in the order of insertion, which is their own order.
+        self._idle: dict[Connection, float] = {}
+        self._reading: dict[Connection, float] = {}
+        self._lingering: dict[socket.socket, float] = {}
+
+    def watch(self, conn: Connection) -> None:
+        """Take a new connection; its first byte starts the reading."""
+        self._idle[conn] = time.monotonic() + self._idle_timeout_s
+        self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._first_byte, conn))
+
+    def _first_byte(self, conn: Connection, sock: socket.socket) -> None:
+        del self._idle[conn]
+        self._poller.unregister(sock)
+        self.read(conn)
+
+    def read(self, conn: Connection) -> None:
+        """Read the next request of a connection that has bytes, on the socket or left over."""
+        conn.sock.setblocking(False)
+        conn.parser.request = conn.parser.error = None
+        conn.reader = greenlet.greenlet(self._read_request)
+        self._reading[conn] = time.monotonic() + self._read_timeout_s
+        if self._resume(conn, conn):
+            self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
+
+    def _readable(self, conn: Connection, sock: socket.socket) -> None:
+        self._resume(conn)
+
+    def _resume(self, conn: Connection, *arguments: Any) -> bool:
+        """Run the parser until it waits (True) or the request is decided (False)."""
+        assert conn.reader is not None
+        try:
+            if conn.reader.switch(*arguments) is _WAIT:
+                return True
+        except (StopIteration, NoMoreData, ConnectionError):
+            self._forget(conn)
+            self._on_close(conn)
+            return False
+        except Exception as error:
+            conn.parser.error = error
+        self._forget(conn)
+        self._on_request(conn)
+        return False
+
+    def _forget(self, conn: Connection) -> None:
+        self._reading.pop(conn, None)
+        conn.reader = None
+        if conn.sock in self._poller.get_map():
+            self._poller.unregister(conn.sock)
+
+    def _read_request(self, conn: Connection) -> None:
+        request = conn.parser.parse()
+        length = getattr(request.body.reader, "length", None)
+        if length is not None and length > self._max_body_bytes:
+            raise self._too_large()
+        if request._expected_100_continue:
+            conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request._expected_100_continue = False
+        if length != 0:
+            # The body gets a deadline of its own, at the end of the queue of deadlines.
+            del self._reading[conn]
+            self._reading[conn] = time.monotonic() + self._read_timeout_s
+        request.body = self._read_body(request.body, length)
+        conn.parser.request = request
+
+    def _read_body(self, source: Any, length: int | None) -> io.BytesIO:
+        body = io.BytesIO()
+        while data := source.read(READ_SIZE):
+            body.write(data)
+            if body.tell() > self._max_body_bytes:
+                raise self._too_large()
+        if length is not None and body.tell() < length:
+            raise NoMoreData()
+        body.seek(0)
+        return body
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"the request body is larger than {self._max_body_bytes} bytes; send fewer instances "
+            "per request, or start the pool with a larger --max_body_bytes"
+        )
+
+    def expire(self, *, drain: bool = False) -> None:
+        """Give up on connections past their deadline; with drain, on all idle ones at once."""
+        now = time.monotonic()
+        for conn in _expired(self._idle, now, everything=drain):
+            del self._idle[conn]
+            self._poller.unregister(conn.sock)
+            self._on_close(conn)
+        for conn in _expired(self._reading, now):
+            conn.parser.error = ReadTimeout(
+                f"the request was not complete after {self._read_timeout_s:g} seconds"
+            )
+            self._forget(conn)
+            self._on_request(conn)
+        for sock in _expired(self._lingering, now, everything=drain):
+            self._drop(sock)
+
+    def linger(self, sock: socket.socket) -> None:
+        """Close so that the client still gets the answer: half-close, then wait for its end
+        (a plain close() with unread bytes makes the kernel reset the connection)."""
+        try:
+            sock.setblocking(False)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            sock.close()
+            return
+        self._lingering[sock] = time.monotonic() + LINGER_S
+        self._poller.register(sock, selectors.EVENT_READ, self._linger_readable)
+
+    def _linger_readable(self, sock: socket.socket) -> None:
+        try:
+            if sock.recv(READ_SIZE):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._drop(sock)
+
+    def _drop(self, sock: socket.socket) -> None:
+        del self._lingering[sock]
+        self._poller.unregister(sock)
+        sock.close()
+
+
+def _expired(deadlines: dict[K, float], now: float, *, everything: bool = False) -> list[K]:
+    expired = []
+    for key, deadline in deadlines.items():
+        if deadline > now and not everything:
+            break
+        expired.append(key)
+    return expired

@@ -1,0 +1,101 @@
+"""Everything that can be refused before a fork, in a short-lived process of its own.
+
+Run by gunicorn_conf.py, because an engine's own argument parser may import torch, which the
+master never does. Exit 0, or 2 with one line on stderr that says what was asked, what was found
+and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+
+from dispatcher import GPUDispatcher
+from gpupool.engines.catalog import import_engine
+from gpupool.errors import ConfigError
+from gpupool.settings import Settings, read_settings
+
+EXIT_REFUSED = 2
+
+
+def refuse_or_return() -> None:
+    """Run the preflight for this process's environment; leaves with its exit code if it fails.
+
+    A HUP reads the configuration again in the same process: the port is ours by then.
+    """
+    mark = str(os.getpid())
+    if os.environ.get("GPUPOOL_CHECKED") == mark:
+        return
+    done = subprocess.run([sys.executable, "-m", "gpupool.preflight"], check=False)
+    if done.returncode:
+        sys.exit(EXIT_REFUSED)
+    os.environ["GPUPOOL_CHECKED"] = mark
+
+
+def check(settings: Settings) -> None:
+    """Raise ConfigError for the first thing that cannot be."""
+    if not settings.model_name:
+        raise ConfigError(
+            "no model given; use --model_name (HF_MODEL_NAME) with a local folder, a .gguf file "
+            "or a Hugging Face id"
+        )
+    dispatcher = GPUDispatcher.for_settings(settings)
+    _check_port(settings)
+    infer_type = settings.infer_type or default_infer_type(dispatcher)
+    import_engine(infer_type).check(settings, settings.per_proc_gpus)
+
+
+def default_infer_type(dispatcher: GPUDispatcher) -> str:
+    """vLLM where GPUs are, else llama.cpp."""
+    return "vllm" if dispatcher.slices[0].gpus else "llama_cpp"
+
+
+def _check_port(settings: Settings) -> None:
+    if os.environ.get("LISTEN_FDS"):
+        return  # systemd has bound it and passes the socket
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigError(_explain_bind(settings, error)) from None
+
+
+def _explain_bind(settings: Settings, error: OSError) -> str:
+    where = f"--port (PORT) is {settings.port} on --host {settings.host!r}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where}: taken{_holder(settings.port)}; stop that, or use another port"
+    if error.errno == errno.EACCES:
+        return f"{where}: this user may not bind it; use a port from 1024 up"
+    return f"{where}: {error.strerror or error}; use an address of this machine"
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port, as far as this user may see."""
+    import psutil
+
+    try:
+        for conn in psutil.net_connections("tcp"):
+            if conn.status == psutil.CONN_LISTEN and conn.laddr.port == port and conn.pid:
+                return f" by {psutil.Process(conn.pid).name()} (pid {conn.pid})"
+    except psutil.Error:
+        pass
+    return ""
+
+
+def main() -> int:
+    """Check this process's environment."""
+    try:
+        check(read_settings())
+    except ConfigError as error:
+        print(f"gpupool: error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

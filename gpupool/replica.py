@@ -1,0 +1,99 @@
+"""The one loaded model of a worker, from boot to death (worker process; any thread).
+
+The application reads it, the worker drives it. Without a worker (a single instance, Ray) the
+host drives it the same way: `start`, then `close`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from gpupool.engines.base import Engine, Report
+from gpupool.errors import Unavailable
+from gpupool.partition import Slice
+from gpupool.settings import Settings, read_settings
+
+log = logging.getLogger(__name__)
+
+Boot = Callable[[Slice, Settings, Report], Engine]
+RETRY_AFTER_S = 5
+
+
+class Replica:
+    """State words are the scoreboard's. `on_change` is called after each change, any thread."""
+
+    def __init__(self, boot: Boot) -> None:
+        self._boot = boot
+        self._changed = threading.Condition()
+        self._settings: Settings | None = None
+        self.slot = 0
+        self.state = "starting"
+        self.phase = ""
+        self.fraction: float | None = None
+        self.since = time.monotonic()
+        self.error: BaseException | None = None
+        self.engine: Engine | None = None
+        self.on_change: Callable[[], None] = lambda: None
+
+    @property
+    def settings(self) -> Settings:
+        """The pool's settings, read on first use."""
+        if self._settings is None:
+            self._settings = read_settings()
+        return self._settings
+
+    def load(self, gpu_slice: Slice, settings: Settings) -> None:
+        """Boot the engine and block until it is ready; raises what the engine raised."""
+        self._settings = settings
+        self.slot = gpu_slice.slot
+        self.enter("loading", "starting the engine")
+        began = time.monotonic()
+        engine = self._boot(gpu_slice, settings, self.report)
+        with self._changed:
+            self.engine = engine
+        self.enter("ready")
+        log.info("model load finished worker=%d seconds=%.1f", self.slot, time.monotonic() - began)
+
+    def report(self, phase: str, fraction: float | None = None) -> None:
+        """How far the load is; logged whenever the phase changes."""
+        if phase != self.phase:
+            log.info("loading worker=%d phase=%r", self.slot, phase)
+        with self._changed:
+            self.phase, self.fraction = phase, fraction
+        self.on_change()
+
+    def enter(self, state: str, phase: str = "") -> None:
+        """Begin a state."""
+        with self._changed:
+            self.state, self.phase, self.fraction = state, phase, None
+            self.since = time.monotonic()
+            self._changed.notify_all()
+        self.on_change()
+
+    def fail(self, error: BaseException) -> None:
+        """The engine cannot be loaded, or died."""
+        with self._changed:
+            self.error = error
+        self.enter("failed", str(error).partition("\n")[0] or type(error).__name__)
+
+    def ready_engine(self) -> Engine:
+        """The engine, or 503 with what this worker is at."""
+        with self._changed:
+            if self.engine is not None and self.state in ("ready", "draining"):
+                return self.engine
+            phase = f": {self.phase}" if self.phase else ""
+            message = (
+                f"no model is ready yet; worker {self.slot} is {self.state}{phase} "
+                f"for {time.monotonic() - self.since:.0f} s. Try again, or ask /readyz"
+            )
+        raise Unavailable(message, retry_after_s=RETRY_AFTER_S, code="not_ready")
+
+    def close(self) -> None:
+        """End the engine and its processes; idempotent."""
+        with self._changed:
+            engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.die()
