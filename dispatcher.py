@@ -1,0 +1,338 @@
+"""GPUDispatcher: cuts the machine into slices and leases each worker its own.
+
+Planned in the master before any fork; `acquire` runs in the workers. `python dispatcher.py`
+prints the machine. Imports neither torch nor any engine, and opens NVML only within calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpupool import lockdir, note, occupancy, procfs, remains
+from gpupool.errors import ConfigError, GpupoolError
+from gpupool.gpus import Gpu, Inventory, Links, read_gpus, read_inventory, select_visible
+from gpupool.holdings import Holdings
+from gpupool.lease import PORTS_PER_LEASE, HeldNote, Lease
+from gpupool.lockdir import Busy, Locks
+from gpupool.note import Note, Trace
+from gpupool.partition import Partition, Slice, best_set, cut, cut_cpus, near_cpus
+from gpupool.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PREDECESSOR_WAIT_S = 10.0  # a slot's dead worker keeps its GPUs this long before others are tried
+DRIVER_SLACK_S = 30.0  # memory may stay in use this long after a lease was given back in order
+GPU_PORTS = range(20_000, 24_096)
+CPU_PORTS = range(24_096, 32_288)  # both below the ports that Linux gives to clients
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to one try: a lease, or the reason why there is none."""
+
+    lease: Lease | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the master found and decided."""
+
+    slices: tuple[Slice, ...]
+    spares: tuple[Gpu, ...] = ()
+    faulty: tuple[Gpu, ...] = ()
+    inventory: Inventory | None = None
+    lock_dir: Path | None = None  # None: a pool without GPUs has nothing to lock
+
+
+class GPUDispatcher:
+    """The slices of one pool and the leases on them.
+
+    Made once in the master, inherited by its workers through fork. Two pools on one machine
+    know nothing of each other but the locks.
+    """
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self.plan = plan
+        self.slices = plan.slices
+        self.spares = plan.spares
+        self._settings = settings
+        self._pool = f"{os.getpid()}-{procfs.start_ticks(os.getpid())}"
+        self._gpus = (*(gpu for s in plan.slices for gpu in s.gpus), *plan.spares)
+        self._home = {gpu.uuid: s.slot for s in plan.slices for gpu in s.gpus}
+        self._holdings = Holdings(len(plan.slices), len(self._gpus))
+        self._predecessor_seen: dict[int, float] = {}
+
+    @classmethod
+    def for_settings(cls, settings: Settings) -> GPUDispatcher:
+        """Take the inventory and plan. Blocks on the driver; ConfigError if it cannot be done."""
+        return cls(make_plan(settings), settings)
+
+    def acquire(self, slot: int) -> Grant:
+        """Try once to lease GPUs for the slot: its own slice, else any others that are free.
+
+        Never raises, since an exception in post_fork halts the whole server, and never waits
+        for a lock; it takes as long as NVML takes to look at the GPUs. GPUs of another slot
+        are taken only if that slot cannot use them.
+        """
+        try:
+            return self._acquire(self.slices[slot])
+        except GpupoolError as error:
+            return Grant(None, str(error))
+        except Exception as error:
+            log.exception("lease failed slot=%s", slot)
+            return Grant(None, f"leasing slice {slot} failed: {error!r}")
+
+    def quarantine(self, uuid: str, reason: str) -> None:
+        """Give this GPU to no worker any more; any process of the pool may call it."""
+        for position, gpu in enumerate(self._gpus):
+            if uuid in (gpu.uuid, gpu.parent_uuid):
+                self._holdings.quarantine(position, reason)
+
+    def quarantine_reason(self, uuid: str) -> str | None:
+        """Why the GPU is quarantined, or None."""
+        for position, gpu in enumerate(self._gpus):
+            if gpu.uuid == uuid:
+                return self._holdings.quarantine_reason(position)
+        return None
+
+    def holder(self, uuid: str) -> Note | None:
+        """The note of the process that holds a GPU, of whatever pool; None where none is known."""
+        notes = note.read_notes(self.plan.lock_dir, uuid) if self.plan.lock_dir else []
+        return next((found for found in notes if found.is_held), None)
+
+    def _acquire(self, home: Slice) -> Grant:
+        if self.plan.lock_dir is None:
+            return Grant(self._new_lease(home, Locks((), (), os.getpid())))
+        grant = self._try_home(home, self.plan.lock_dir)
+        if grant.lease or self._is_ending(home):
+            return grant
+        locks, chosen = self._lock_substitutes(home, self.plan.lock_dir)
+        if not chosen:
+            return grant
+        return self._grant(Slice(home.slot, chosen, near_cpus(chosen)), locks)
+
+    def _try_home(self, home: Slice, lock_dir: Path) -> Grant:
+        for gpu in home.gpus:
+            if (reason := self.quarantine_reason(gpu.uuid)) is not None:
+                return Grant(None, f"GPU {gpu.index} ({gpu.uuid}) is quarantined: {reason}")
+        try:
+            with lockdir.allocator(lock_dir):
+                locks = lockdir.try_lock(lockdir.lock_modes(lock_dir, home.gpus))
+        except Busy as busy:
+            return Grant(None, self._explain_busy(home.gpus, busy))
+        except OSError as error:
+            return Grant(None, f"lock file {error.filename!r}: {error.strerror}")
+        return self._grant(home, locks)
+
+    def _grant(self, gpu_slice: Slice, locks: Locks) -> Grant:
+        """A lease on GPUs whose locks are held, unless somebody uses them nevertheless."""
+        try:
+            assert self.plan.lock_dir is not None
+            found = {g.uuid: note.read_notes(self.plan.lock_dir, g.uuid) for g in gpu_slice.gpus}
+            before = remains.dead_traces(n for notes in found.values() for n in notes)
+            now = read_gpus(gpu_slice.gpus)
+            for gpu in now.values():
+                if reason := _trouble(gpu, found[gpu.uuid], before):
+                    locks.release()
+                    return Grant(None, reason)
+            lease = self._new_lease(gpu_slice, locks, before)
+            self._write_notes(lease, self.plan.lock_dir)
+            self._holdings.publish(gpu_slice.slot, self._positions(gpu_slice.gpus))
+            lease.on_release = lambda: self._holdings.clear(gpu_slice.slot)
+            return Grant(lease)
+        except BaseException:
+            locks.release()
+            raise
+
+    def _new_lease(
+        self, gpu_slice: Slice, locks: Locks, before: tuple[Trace, ...] = ()
+    ) -> Lease:
+        return Lease(
+            slice=gpu_slice,
+            token=secrets.token_hex(16),
+            port_base=self._port_base(gpu_slice),
+            locks=locks,
+            before=before,
+        )
+
+    def _write_notes(self, lease: Lease, lock_dir: Path) -> None:
+        trace, slot = note.new_trace(lease.token), lease.slice.slot
+        written = note.new_note(trace, self._settings.model_name, self._pool, slot, lease.before)
+        for gpu in lease.slice.gpus:
+            if (fd := note.open_note(lock_dir, gpu.uuid)) is not None:
+                note.write_note(fd, written)
+                lease.notes.append(HeldNote(fd, written))
+
+    def _is_ending(self, home: Slice) -> bool:
+        """Whether the slice is only held by what is left of the slot's own last worker.
+
+        Its guardian lets go within moments; a move to a spare GPU would be for nothing.
+        """
+        assert self.plan.lock_dir is not None
+        for gpu in home.gpus:
+            notes = note.read_notes(self.plan.lock_dir, gpu.uuid)
+            if not notes or not lockdir.is_locked(self.plan.lock_dir, gpu):
+                continue
+            last = notes[0]
+            if (last.pool, last.slot) == (self._pool, home.slot) and last.ended_s is None:
+                seen = self._predecessor_seen.setdefault(last.trace.pid, time.monotonic())
+                return time.monotonic() - seen < PREDECESSOR_WAIT_S
+        return False
+
+    def _lock_substitutes(self, home: Slice, lock_dir: Path) -> tuple[Locks, tuple[Gpu, ...]]:
+        """The best set of other GPUs that are free, locked; or no GPUs."""
+        now = read_gpus(self._gpus)
+        lost = {uuid for uuid, gpu in now.items() if gpu.fault or not occupancy.is_free(gpu)}
+        lost |= {gpu.uuid for gpu in self._gpus if self.quarantine_reason(gpu.uuid)}
+        locked: dict[str, Locks] = {}
+        chosen: tuple[Gpu, ...] = ()
+        try:
+            with lockdir.allocator(lock_dir):
+                for gpu in self._gpus:
+                    if gpu.uuid in lost:
+                        continue
+                    try:
+                        locked[gpu.uuid] = lockdir.try_lock(lockdir.lock_modes(lock_dir, [gpu]))
+                    except (Busy, OSError):
+                        if self._is_held_outside(gpu):
+                            lost.add(gpu.uuid)
+                free = [g for g in self._gpus if g.uuid in locked and self._may_take(g, home, lost)]
+                chosen = best_set(free, self._links, len(home.gpus)) or ()
+        finally:
+            kept = {gpu.uuid for gpu in chosen}
+            for uuid, locks in locked.items():
+                if uuid not in kept:
+                    locks.release()
+        return Locks.joined([locked[gpu.uuid] for gpu in chosen]), chosen
+
+    def _may_take(self, gpu: Gpu, home: Slice, lost: set[str]) -> bool:
+        """Spare GPUs and our own; another slot's only if it has others or cannot use them."""
+        owner = self._home.get(gpu.uuid)
+        if owner is None or owner == home.slot or self._holdings.held_by(owner) is not None:
+            return True
+        return any(other.uuid in lost for other in self.slices[owner].gpus)
+
+    def _is_held_outside(self, gpu: Gpu) -> bool:
+        """Whether somebody else than this pool holds a locked GPU, as far as the notes tell."""
+        assert self.plan.lock_dir is not None
+        notes = note.read_notes(self.plan.lock_dir, gpu.uuid)
+        return bool(notes) and notes[0].pool != self._pool
+
+    def _explain_busy(self, gpus: tuple[Gpu, ...], busy: Busy) -> str:
+        for gpu in gpus:
+            who = f"GPU {gpu.index} ({gpu.uuid})"
+            if busy.path.stem == lockdir.file_name(gpu.uuid):
+                if (holder := self.holder(gpu.uuid)) is not None:
+                    return f"{who} is held by {holder.render()}"
+                break
+        pid = lockdir.holder_pid(busy.path)
+        by = procfs.describe(pid) if pid else "a process that is not visible from here"
+        return f"{who} is held by {by} (lock file {str(busy.path)!r})"
+
+    @property
+    def _links(self) -> Links:
+        return self.plan.inventory.links if self.plan.inventory else {}
+
+    def _positions(self, gpus: tuple[Gpu, ...]) -> list[int]:
+        chosen = {gpu.uuid for gpu in gpus}
+        return [i for i, gpu in enumerate(self._gpus) if gpu.uuid in chosen]
+
+    def _port_base(self, gpu_slice: Slice) -> int:
+        """The first of PORTS_PER_LEASE ports that no other lease of the machine has: GPUs are
+        leased to one, so their place on the machine says which. Pools without GPUs are told
+        apart by their own port."""
+        if not gpu_slice.gpus or self.plan.inventory is None:
+            ports, place = CPU_PORTS, self._settings.port * 16 + gpu_slice.slot
+        else:
+            uuids = {gpu.uuid for gpu in gpu_slice.gpus}
+            all_gpus = enumerate(self.plan.inventory.gpus)
+            ports, place = GPU_PORTS, min(i for i, gpu in all_gpus if gpu.uuid in uuids)
+        return ports[place * PORTS_PER_LEASE % len(ports)]
+
+
+def make_plan(settings: Settings) -> Plan:
+    """What GPUDispatcher.for_settings decides, without a pool."""
+    # Who hides all GPUs may do so because the driver is broken: then it is not even asked.
+    is_hidden = settings.cuda_visible_devices in ("", "-1")
+    inventory = None if is_hidden else read_inventory()
+    visible = select_visible(inventory, settings.cuda_visible_devices) if inventory else ()
+    if inventory is None or not visible:
+        return _plan_cpus(settings)
+    partition = cut(visible, inventory.links, settings.per_proc_gpus)
+    _refuse_impossible(settings, partition, visible)
+    num_workers = settings.workers or len(partition.slices)
+    unused = tuple(gpu for rest in partition.slices[num_workers:] for gpu in rest.gpus)
+    lock_dir = lockdir.open_lock_dir(settings.lock_dir)
+    lockdir.prepare(lock_dir, [gpu for gpu in visible if gpu.fault is None])
+    return Plan(
+        slices=partition.slices[:num_workers],
+        spares=unused + partition.spares,
+        faulty=partition.faulty,
+        inventory=inventory,
+        lock_dir=lock_dir,
+    )
+
+
+def _plan_cpus(settings: Settings) -> Plan:
+    if settings.per_proc_gpus > 1:
+        raise ConfigError(
+            f"--per_proc_gpus (PER_PROC_GPUS) is {settings.per_proc_gpus}, but there is no GPU "
+            f"to use here (CUDA_VISIBLE_DEVICES={settings.cuda_visible_devices!r}). Use 1 to run "
+            "on the CPU, or make GPUs visible"
+        )
+    return Plan(slices=cut_cpus(os.sched_getaffinity(0), settings.workers or 1))
+
+
+def _refuse_impossible(
+    settings: Settings, partition: Partition, visible: tuple[Gpu, ...]
+) -> None:
+    asked, num_healthy = settings.per_proc_gpus, len(visible) - len(partition.faulty)
+    if asked > 1 and any(gpu.parent_uuid for gpu in visible):
+        raise ConfigError(
+            f"--per_proc_gpus (PER_PROC_GPUS) is {asked}, but a process can use only one MIG "
+            "device. Use 1, or switch MIG mode off (nvidia-smi -mig 0)"
+        )
+    if asked > num_healthy:
+        faults = "".join(
+            f"; GPU {gpu.index} is left out: {gpu.fault}" for gpu in partition.faulty
+        )
+        fix = f"Use {num_healthy} or fewer, or make" if num_healthy else "Make"
+        raise ConfigError(
+            f"--per_proc_gpus (PER_PROC_GPUS) is {asked}, but {num_healthy} of {len(visible)} "
+            f"visible GPUs can be used (CUDA_VISIBLE_DEVICES="
+            f"{settings.cuda_visible_devices!r}{faults}). {fix} more GPUs visible"
+        )
+    if settings.workers and settings.workers > len(partition.slices):
+        raise ConfigError(
+            f"--workers (GPUPOOL_WORKERS) is {settings.workers}, but {num_healthy} GPUs at "
+            f"{asked} each make {len(partition.slices)} slices. Use {len(partition.slices)} or "
+            "fewer, or fewer GPUs per worker"
+        )
+
+
+def _trouble(gpu: Gpu, notes: list[Note], before: tuple[Trace, ...]) -> str | None:
+    """Why a GPU that is locked must still not be used. Memory that a lease before ours has not
+    given back yet is no reason: the wait for it comes before the engine loads."""
+    if gpu.fault is not None:
+        return f"GPU {gpu.index} ({gpu.uuid}): {gpu.fault}"
+    if occupancy.is_free(gpu):
+        return None
+    left = {process.pid for process in remains.survivors(before)}
+    if before and not occupancy.foreign_pids(gpu, ignored_pids=left):
+        return None
+    if notes and not occupancy.foreign_pids(gpu) and notes[0].just_ended(DRIVER_SLACK_S):
+        return None
+    return occupancy.explain(gpu)
+
+
+if __name__ == "__main__":
+    from gpupool.machine import main
+
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The machine as a table or as JSON, for `python dispatcher.py` (a process of its own).
+
+Only looks: it takes no lease, so it may run beside pools that work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpupool import lockdir, note, occupancy, procfs
+from gpupool.errors import ConfigError
+from gpupool.gpus import Gpu
+from gpupool.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from dispatcher import Plan
+
+GIB = 1 << 30
+COLUMNS = ("gpu", "name", "memory free/total", "peers", "slice", "holder")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what a pool with these settings would do with the machine; the exit status."""
+    from dispatcher import make_plan
+
+    options = _parser().parse_args(arguments)
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    as_json = given.pop("json")
+    try:
+        settings = read_settings(**given)
+        plan = make_plan(settings)
+    except ConfigError as error:
+        print(f"dispatcher: {error}", file=sys.stderr)
+        return 2
+    report = describe(plan, settings)
+    print(json.dumps(report, indent=2) if as_json else render(report))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dispatcher.py",
+        description="Show the machine's GPUs, the slices a pool would cut, and who holds them. "
+        "What is not given here comes from the environment, as for start_gunicorn.sh.",
+    )
+    for name, kind, text in (
+        ("per_proc_gpus", int, "GPUs per worker"),
+        ("cuda_visible_devices", str, "GPUs to use: indices, GPU- UUIDs or MIG- ids"),
+        ("workers", int, "workers to start"),
+        ("lock_dir", Path, "directory of the GPU leases"),
+    ):
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, type=kind, help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+def describe(plan: Plan, settings: Settings) -> dict[str, Any]:
+    """Everything the table shows and more, as plain data."""
+    inventory = plan.inventory
+    slot_of = {gpu.uuid: s.slot for s in plan.slices for gpu in s.gpus}
+    gpus = inventory.gpus if inventory else ()
+    return {
+        "driver": inventory.driver if inventory else None,
+        "cuda": inventory.cuda if inventory else None,
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "lock_dir": str(plan.lock_dir) if plan.lock_dir else None,
+        "per_proc_gpus": settings.per_proc_gpus,
+        "gpus": [_describe_gpu(gpu, plan, slot_of.get(gpu.uuid)) for gpu in gpus],
+        "slices": [
+            {"slot": s.slot, "gpus": [gpu.uuid for gpu in s.gpus], "cpus": list(s.cpus)}
+            for s in plan.slices
+        ],
+        "spares": [gpu.uuid for gpu in plan.spares],
+    }
+
+
+def _describe_gpu(gpu: Gpu, plan: Plan, slot: int | None) -> dict[str, Any]:
+    assert plan.inventory is not None and plan.lock_dir is not None
+    links = {
+        other.index: link.label
+        for other in plan.inventory.gpus
+        if (link := plan.inventory.links.get(frozenset((gpu.uuid, other.uuid)))) is not None
+    }
+    return {
+        "index": gpu.index,
+        "uuid": gpu.uuid,
+        "parent_uuid": gpu.parent_uuid,
+        "name": gpu.name,
+        "total_bytes": gpu.total_bytes,
+        "free_bytes": gpu.free_bytes,
+        "numa_node": gpu.numa_node,
+        "peers": links,
+        "slice": slot,
+        "is_spare": gpu.uuid in {spare.uuid for spare in plan.spares},
+        "fault": gpu.fault,
+        "holder": _holder(plan.lock_dir, gpu),
+        "used_by": [] if occupancy.is_free(gpu) else [procfs.describe(p) for p, _ in gpu.processes],
+    }
+
+
+def _holder(lock_dir: Path, gpu: Gpu) -> str | None:
+    """Who holds the lock: by the kernel's list, which cannot be stale, named by the note."""
+    path = lockdir.lock_path(lock_dir, gpu.uuid)
+    pid = lockdir.holder_pid(path)
+    for found in note.read_notes(lock_dir, gpu.uuid):
+        if found.is_held and pid in (None, found.trace.pid) and lockdir.is_locked(lock_dir, gpu):
+            return found.render()
+    return procfs.describe(pid) if pid else None
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as lines of text."""
+    if not report["gpus"]:
+        return _render_cpus(report)
+    rows = [COLUMNS, *(_row(gpu) for gpu in report["gpus"])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    lines = [f"driver {report['driver']}, CUDA {report['cuda']}, leases in {report['lock_dir']}"]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    num_spares = len(report["spares"])
+    lines.append(
+        f"{len(report['slices'])} workers at {report['per_proc_gpus']} GPUs each"
+        + (f", {num_spares} spare" if num_spares else "")
+    )
+    return "\n".join(lines)
+
+
+def _row(gpu: dict[str, Any]) -> tuple[str, ...]:
+    near = [f"{index}:{label}" for index, label in gpu["peers"].items() if label != "SYS"]
+    place = str(gpu["slice"]) if gpu["slice"] is not None else "-"
+    if gpu["is_spare"]:
+        place = "spare"
+    holder = gpu["holder"] or ("used by " + ", ".join(gpu["used_by"]) if gpu["used_by"] else "-")
+    return (
+        f"{gpu['index']} {gpu['uuid']}",
+        gpu["name"],
+        f"{gpu['free_bytes'] / GIB:.1f}/{gpu['total_bytes'] / GIB:.1f} GiB",
+        " ".join(near) or "-",
+        place,
+        f"not usable: {gpu['fault']}" if gpu["fault"] else holder,
+    )
+
+
+def _render_cpus(report: dict[str, Any]) -> str:
+    lines = [f"no GPU to use: {len(report['cpus'])} cores, shared out among the workers"]
+    for part in report["slices"]:
+        cores = ",".join(map(str, part["cpus"]))
+        lines.append(f"slice {part['slot']}: cores {cores}")
+    return "\n".join(lines)
