@@ -6,28 +6,33 @@ prints the machine. Imports neither torch nor any engine, and opens NVML only wi
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import os
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpupool import lockdir, note, occupancy, procfs, remains
+from gpupool import lockdir, machine, note, occupancy, procfs, remains
 from gpupool.errors import ConfigError, GpupoolError
-from gpupool.gpus import Gpu, Inventory, Links, read_gpus, read_inventory, select_visible
+from gpupool.gpus import Gpu, Links, read_gpus
 from gpupool.holdings import Holdings
 from gpupool.lease import PORTS_PER_LEASE, HeldNote, Lease
 from gpupool.lockdir import Busy, Locks
 from gpupool.note import Note, Trace
-from gpupool.partition import Partition, Slice, best_set, cut, cut_cpus, near_cpus
-from gpupool.settings import Settings
+from gpupool.partition import Slice, best_set, near_cpus
+from gpupool.plan import Plan, make_plan
+from gpupool.settings import Settings, read_settings
+
+__all__ = ["GPUDispatcher", "Grant", "Lease"]
 
 log = logging.getLogger(__name__)
 
 PREDECESSOR_WAIT_S = 10.0  # a slot's dead worker keeps its GPUs this long before others are tried
-DRIVER_SLACK_S = 30.0  # memory may stay in use this long after a lease was given back in order
 GPU_PORTS = range(20_000, 24_096)
 CPU_PORTS = range(24_096, 32_288)  # both below the ports that Linux gives to clients
 
@@ -38,17 +43,6 @@ class Grant:
 
     lease: Lease | None
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the master found and decided."""
-
-    slices: tuple[Slice, ...]
-    spares: tuple[Gpu, ...] = ()
-    faulty: tuple[Gpu, ...] = ()
-    inventory: Inventory | None = None
-    lock_dir: Path | None = None  # None: a pool without GPUs has nothing to lock
 
 
 class GPUDispatcher:
@@ -151,9 +145,7 @@ class GPUDispatcher:
             locks.release()
             raise
 
-    def _new_lease(
-        self, gpu_slice: Slice, locks: Locks, before: tuple[Trace, ...] = ()
-    ) -> Lease:
+    def _new_lease(self, gpu_slice: Slice, locks: Locks, before: tuple[Trace, ...] = ()) -> Lease:
         return Lease(
             slice=gpu_slice,
             token=secrets.token_hex(16),
@@ -257,82 +249,49 @@ class GPUDispatcher:
         return ports[place * PORTS_PER_LEASE % len(ports)]
 
 
-def make_plan(settings: Settings) -> Plan:
-    """What GPUDispatcher.for_settings decides, without a pool."""
-    # Who hides all GPUs may do so because the driver is broken: then it is not even asked.
-    is_hidden = settings.cuda_visible_devices in ("", "-1")
-    inventory = None if is_hidden else read_inventory()
-    visible = select_visible(inventory, settings.cuda_visible_devices) if inventory else ()
-    if inventory is None or not visible:
-        return _plan_cpus(settings)
-    partition = cut(visible, inventory.links, settings.per_proc_gpus)
-    _refuse_impossible(settings, partition, visible)
-    num_workers = settings.workers or len(partition.slices)
-    unused = tuple(gpu for rest in partition.slices[num_workers:] for gpu in rest.gpus)
-    lock_dir = lockdir.open_lock_dir(settings.lock_dir)
-    lockdir.prepare(lock_dir, [gpu for gpu in visible if gpu.fault is None])
-    return Plan(
-        slices=partition.slices[:num_workers],
-        spares=unused + partition.spares,
-        faulty=partition.faulty,
-        inventory=inventory,
-        lock_dir=lock_dir,
-    )
-
-
-def _plan_cpus(settings: Settings) -> Plan:
-    if settings.per_proc_gpus > 1:
-        raise ConfigError(
-            f"--per_proc_gpus (PER_PROC_GPUS) is {settings.per_proc_gpus}, but there is no GPU "
-            f"to use here (CUDA_VISIBLE_DEVICES={settings.cuda_visible_devices!r}). Use 1 to run "
-            "on the CPU, or make GPUs visible"
-        )
-    return Plan(slices=cut_cpus(os.sched_getaffinity(0), settings.workers or 1))
-
-
-def _refuse_impossible(
-    settings: Settings, partition: Partition, visible: tuple[Gpu, ...]
-) -> None:
-    asked, num_healthy = settings.per_proc_gpus, len(visible) - len(partition.faulty)
-    if asked > 1 and any(gpu.parent_uuid for gpu in visible):
-        raise ConfigError(
-            f"--per_proc_gpus (PER_PROC_GPUS) is {asked}, but a process can use only one MIG "
-            "device. Use 1, or switch MIG mode off (nvidia-smi -mig 0)"
-        )
-    if asked > num_healthy:
-        faults = "".join(
-            f"; GPU {gpu.index} is left out: {gpu.fault}" for gpu in partition.faulty
-        )
-        fix = f"Use {num_healthy} or fewer, or make" if num_healthy else "Make"
-        raise ConfigError(
-            f"--per_proc_gpus (PER_PROC_GPUS) is {asked}, but {num_healthy} of {len(visible)} "
-            f"visible GPUs can be used (CUDA_VISIBLE_DEVICES="
-            f"{settings.cuda_visible_devices!r}{faults}). {fix} more GPUs visible"
-        )
-    if settings.workers and settings.workers > len(partition.slices):
-        raise ConfigError(
-            f"--workers (GPUPOOL_WORKERS) is {settings.workers}, but {num_healthy} GPUs at "
-            f"{asked} each make {len(partition.slices)} slices. Use {len(partition.slices)} or "
-            "fewer, or fewer GPUs per worker"
-        )
-
-
 def _trouble(gpu: Gpu, notes: list[Note], before: tuple[Trace, ...]) -> str | None:
-    """Why a GPU that is locked must still not be used. Memory that a lease before ours has not
-    given back yet is no reason: the wait for it comes before the engine loads."""
+    """Why a GPU that is locked must still not be used. Memory that the lease before ours has
+    not given back yet is no reason: the wait for it comes before the engine loads."""
     if gpu.fault is not None:
         return f"GPU {gpu.index} ({gpu.uuid}): {gpu.fault}"
     if occupancy.is_free(gpu):
         return None
     left = {process.pid for process in remains.survivors(before)}
-    if before and not occupancy.foreign_pids(gpu, ignored_pids=left):
-        return None
-    if notes and not occupancy.foreign_pids(gpu) and notes[0].just_ended(DRIVER_SLACK_S):
+    if notes and notes[0].may_be_freeing and not occupancy.foreign_pids(gpu, ignored_pids=left):
         return None
     return occupancy.explain(gpu)
 
 
-if __name__ == "__main__":
-    from gpupool.machine import main
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what a pool with these settings would do with the machine; the exit status."""
+    options = vars(_parser().parse_args(arguments))
+    as_json = options.pop("json")
+    try:
+        settings = read_settings(**{k: v for k, v in options.items() if v is not None})
+        report = machine.describe(make_plan(settings), settings)
+    except ConfigError as error:
+        print(f"dispatcher: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report, indent=2) if as_json else machine.render(report))
+    return 0
 
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Show the machine's GPUs, the slices a pool would cut, and who holds them. "
+        "What is not given here comes from the environment, as for start_gunicorn.sh."
+    )
+    for name, kind, text in (
+        ("per_proc_gpus", int, "GPUs per worker"),
+        ("cuda_visible_devices", str, "GPUs to use: indices, GPU- UUIDs or MIG- ids"),
+        ("workers", int, "workers to start"),
+        ("lock_dir", Path, "directory of the GPU leases"),
+    ):
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, type=kind, help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,7 @@ imports nothing and opens nothing but files of /proc.
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import logging
 import os
@@ -155,9 +156,7 @@ def _end_group(pgid: int) -> None:
     started = time.monotonic()
     # Twice empty: one look can miss a child born behind it to a parent that died ahead of it.
     while procfs.group_members(pgid) or procfs.group_members(pgid):
-        try:
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to kill: then wait
             os.killpg(pgid, signal.SIGKILL)
-        except OSError:
-            pass  # gone meanwhile, or another user's, which only the wait can end
         is_fast = time.monotonic() - started < 2
         time.sleep(FAST_POLL_S if is_fast else SLOW_POLL_S)

@@ -137,9 +137,9 @@ class Lease:
         if not used:
             left = ", ".join(procfs.describe(p.pid) for p in remains.survivors(self.before))
             return f"after {timeout_s:.0f} s SIGKILL has not ended {left}; only a reboot may"
-        self._forget_before()
         for held in self.notes:
             held.note = note.as_contested(held.note)
+        self._forget_before()
         faults = [f"GPU {gpu.index} ({gpu.uuid}): {gpu.fault}" for gpu in used if gpu.fault]
         return "; ".join(faults or [occupancy.explain(gpu) for gpu in used])
 

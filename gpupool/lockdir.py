@@ -211,13 +211,12 @@ def allocator(directory: Path) -> Iterator[None]:
 
 
 def is_locked(directory: Path, gpu: Gpu) -> bool:
-    """Whether anybody holds the GPU exclusively; takes nothing for longer than the look."""
-    path = lock_path(directory, gpu.uuid)
-    try:
-        fd = _lock_one(path, fcntl.LOCK_SH)
-    except (Busy, OSError):
-        return True
-    os.close(fd)
+    """Whether anybody holds the GPU. A look is a try too, so it takes its turn."""
+    with allocator(directory):
+        try:
+            os.close(_lock_one(lock_path(directory, gpu.uuid), fcntl.LOCK_SH))
+        except (Busy, OSError):
+            return True
     return False
 
 

@@ -5,60 +5,17 @@ Only looks: it takes no lease, so it may run beside pools that work.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpupool import lockdir, note, occupancy, procfs
-from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu
-from gpupool.settings import Settings, read_settings
-
-if TYPE_CHECKING:
-    from dispatcher import Plan
+from gpupool.plan import Plan
+from gpupool.settings import Settings
 
 GIB = 1 << 30
 COLUMNS = ("gpu", "name", "memory free/total", "peers", "slice", "holder")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what a pool with these settings would do with the machine; the exit status."""
-    from dispatcher import make_plan
-
-    options = _parser().parse_args(arguments)
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    as_json = given.pop("json")
-    try:
-        settings = read_settings(**given)
-        plan = make_plan(settings)
-    except ConfigError as error:
-        print(f"dispatcher: {error}", file=sys.stderr)
-        return 2
-    report = describe(plan, settings)
-    print(json.dumps(report, indent=2) if as_json else render(report))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dispatcher.py",
-        description="Show the machine's GPUs, the slices a pool would cut, and who holds them. "
-        "What is not given here comes from the environment, as for start_gunicorn.sh.",
-    )
-    for name, kind, text in (
-        ("per_proc_gpus", int, "GPUs per worker"),
-        ("cuda_visible_devices", str, "GPUs to use: indices, GPU- UUIDs or MIG- ids"),
-        ("workers", int, "workers to start"),
-        ("lock_dir", Path, "directory of the GPU leases"),
-    ):
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, dest=name, type=kind, help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    return parser
 
 
 def describe(plan: Plan, settings: Settings) -> dict[str, Any]:
@@ -82,7 +39,8 @@ def describe(plan: Plan, settings: Settings) -> dict[str, Any]:
 
 
 def _describe_gpu(gpu: Gpu, plan: Plan, slot: int | None) -> dict[str, Any]:
-    assert plan.inventory is not None and plan.lock_dir is not None
+    assert plan.inventory is not None
+    assert plan.lock_dir is not None
     links = {
         other.index: link.label
         for other in plan.inventory.gpus

@@ -18,6 +18,7 @@ from gpupool import procfs
 
 MAX_BYTES = 16_384
 MAX_TRACES = 8
+DRIVER_SLACK_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,13 @@ class Note:
         """Whether the holder is still there."""
         return self.ended_s is None and is_alive(self.trace)
 
-    def just_ended(self, within_s: float) -> bool:
-        """Whether the lease was given back a moment ago, by one that could use the GPU."""
-        if self.ended_s is None or self.is_contested:
+    @property
+    def may_be_freeing(self) -> bool:
+        """Whether memory in use may be that lease's own, which the driver gives back in a
+        moment: it ended without a word, or a moment ago."""
+        if self.is_contested:
             return False
-        return now_s() - self.ended_s < within_s
+        return self.ended_s is None or now_s() - self.ended_s < DRIVER_SLACK_S
 
     def render(self) -> str:
         """For messages: pid, user, model and time of the holder."""
