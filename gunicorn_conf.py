@@ -13,13 +13,13 @@ from typing import Any as _Any
 
 _sys.path.insert(0, _os.path.dirname(_os.path.abspath(__file__)))
 
-from dispatcher import GPUDispatcher as _GPUDispatcher  # noqa: E402
-from gpupool import logs as _logs  # noqa: E402
-from gpupool import master as _master  # noqa: E402
-from gpupool import preflight as _preflight  # noqa: E402
-from gpupool.engines.catalog import find_entry as _find_entry  # noqa: E402
-from gpupool.scoreboard import Scoreboard as _Scoreboard  # noqa: E402
-from gpupool.settings import read_settings as _read_settings  # noqa: E402
+from dispatcher import GPUDispatcher as _GPUDispatcher
+from gpupool import logs as _logs
+from gpupool import master as _master
+from gpupool import preflight as _preflight
+from gpupool.engines.catalog import find_entry as _find_entry
+from gpupool.scoreboard import Scoreboard as _Scoreboard
+from gpupool.settings import read_settings as _read_settings
 
 # What cannot work is refused here, with one line and exit code 2.
 _preflight.refuse_or_return()

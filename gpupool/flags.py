@@ -52,7 +52,9 @@ def flags() -> Iterator[Flag]:
         if extra.get("hidden"):
             continue
         names = [name, name.replace("_", "-"), *extra.get("flags", ())]
-        kind = "switch" if field.annotation is bool else "list" if "repeatable" in extra else "value"
+        kind = (
+            "switch" if field.annotation is bool else "list" if "repeatable" in extra else "value"
+        )
         metavar = extra.get("metavar", "VALUE" if field.annotation is str else "N")
         default = field.default
         shown = "" if default in ("", None, False, ()) else f" (default: {default})"

@@ -83,7 +83,9 @@ class Settings(BaseSettings):
         json_schema_extra={"metavar": "KEY", "repeatable": True},
     )
     config: Path | None = Field(
-        default=None, description="YAML file with any of these settings", json_schema_extra={}
+        default=None,
+        description="YAML file with any of these settings",
+        json_schema_extra={"metavar": "FILE"},
     )
     trust_remote_code: bool = Field(
         default=False, description="run Python code that comes with the model"
@@ -97,15 +99,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=8 << 20, ge=1, description="largest request body; a larger one is a 413"
     )
-    max_tokens_limit: int | None = Field(
-        default=None, ge=1, description="largest max_tokens a request may ask for; default: none"
-    )
     read_timeout_s: float = Field(
         default=10, gt=0, description="time a client has to send a request's head, then its body"
     )
-    keepalive_s: int = Field(
-        default=75, ge=0, description="how long an idle connection stays open"
-    )
+    keepalive_s: int = Field(default=75, ge=0, description="how long an idle connection stays open")
     graceful_timeout_s: int = Field(
         default=30, ge=1, description="time that requests have to finish after SIGTERM"
     )
@@ -113,7 +110,9 @@ class Settings(BaseSettings):
         default=60, ge=5, description="a worker whose main loop is silent this long is replaced"
     )
     lock_dir: Path | None = Field(
-        default=None, description="directory of the GPU leases, shared by all services and users"
+        default=None,
+        description="directory of the GPU leases, shared by all services and users",
+        json_schema_extra={"metavar": "FOLDER"},
     )
     log_level: str = Field(default="info", description="debug, info, warning, error or critical")
     engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -218,9 +217,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         hint = nearest_hint(name, Settings.model_fields)
         return f"{name!r} in the configuration file is not a setting{hint}; see --help"
-    field = next(
-        (f for f in Settings.model_fields if name in (f, env_name(f))), name
-    )
+    field = next((f for f in Settings.model_fields if name in (f, env_name(f))), name)
     found = f"{first['input']!r}"
     reason = first["msg"].removeprefix("Value error, ")
     return f"--{field} ({env_name(field)}) is {found}: {_one_line(reason)}"

@@ -107,6 +107,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Import the application, which loads no engine."""
         super().load_wsgi()
+        self.wsgi.extensions["gpupool.scoreboard"] = self.scoreboard
         self.replica = self.wsgi.extensions["gpupool"]
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
@@ -177,9 +178,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 raise
             return
         self.nr_conns += 1
-        self.intake.watch(
-            Connection(self.cfg, sock, client, listener.getsockname(), self.intake)
-        )
+        self.intake.watch(Connection(self.cfg, sock, client, listener.getsockname(), self.intake))
 
     def enqueue_req(self, conn: Connection) -> None:
         """A kept-alive connection has bytes: read on (gthread would take a thread here)."""

@@ -66,7 +66,9 @@ class Pool:
         self.log_path = tmp_path / f"pool-{self.port}.log"
         self._flags = [*flags[: _before_engine(flags)], "--port", str(self.port)]
         self._flags += flags[_before_engine(flags) :]
-        self._env = clean_environment(GPUPOOL_LOCK_DIR=str(tmp_path / "leases"), **(env or {}))
+        self._env = clean_environment(
+            **{"GPUPOOL_LOCK_DIR": str(tmp_path / "leases")} | (env or {})
+        )
 
     def __enter__(self) -> Pool:
         with self.log_path.open("wb") as log:
@@ -117,7 +119,9 @@ class Pool:
 
         def ready() -> bool:
             if self.process.poll() is not None:
-                raise AssertionError(f"the pool ended with {self.process.returncode}:\n{self.log()}")
+                raise AssertionError(
+                    f"the pool ended with {self.process.returncode}:\n{self.log()}"
+                )
             try:
                 return int(self.get("/readyz")[1]["ready"]) >= workers
             except OSError:
@@ -132,7 +136,9 @@ class Pool:
     def get(self, path: str, **headers: str) -> tuple[int, Any]:
         return self._ask(urllib.request.Request(self.url + path, headers=headers))
 
-    def post(self, path: str, body: Any, timeout_s: float = 120.0, **headers: str) -> tuple[int, Any]:
+    def post(
+        self, path: str, body: Any, timeout_s: float = 120.0, **headers: str
+    ) -> tuple[int, Any]:
         """Status and parsed JSON of a POST; bytes are sent as they are."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} | headers

@@ -26,8 +26,12 @@ def readyz() -> Response:
     """200 when at least one worker of the pool can generate, else 503 with what each is at."""
     workers = _workers()
     num_ready = sum(worker["state"] == "ready" for worker in workers)
-    states = [{key: worker[key] for key in ("slot", "state", "phase", "for_s")} for worker in workers]
-    response = jsonify(status="ready" if num_ready else "not ready", ready=num_ready, workers=states)
+    states = [
+        {key: worker[key] for key in ("slot", "state", "phase", "for_s")} for worker in workers
+    ]
+    response = jsonify(
+        status="ready" if num_ready else "not ready", ready=num_ready, workers=states
+    )
     if not num_ready:
         response.status_code = 503
         response.headers["Retry-After"] = str(RETRY_AFTER_S)

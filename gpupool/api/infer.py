@@ -74,9 +74,7 @@ def _read_instances(body: dict[str, Any]) -> list[str]:
     if isinstance(instances, str):
         instances = [instances]
     if not isinstance(instances, list) or not instances:
-        raise BadRequest(
-            "instances must be a prompt or a list of at least one", param="instances"
-        )
+        raise BadRequest("instances must be a prompt or a list of at least one", param="instances")
     for index, text in enumerate(instances):
         if not isinstance(text, str) or not text:
             raise BadRequest(

@@ -31,9 +31,7 @@ def read_object() -> dict[str, Any]:
         # CPython refuses integers of more than 4,300 digits.
         raise BadRequest("the body has a number that is too long", code="invalid_json") from None
     if not isinstance(body, dict):
-        raise BadRequest(
-            f"the body is a JSON {_name(body)}; send an object", code="invalid_json"
-        )
+        raise BadRequest(f"the body is a JSON {_name(body)}; send an object", code="invalid_json")
     _check_depth(body)
     return body
 
@@ -53,9 +51,7 @@ def _check_depth(body: Any) -> None:
         ]
         if not level:
             return
-    raise BadRequest(
-        f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json"
-    )
+    raise BadRequest(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
 
 
 def _name(value: Any) -> str:

@@ -1,0 +1,124 @@
+"""One settings object from environment and YAML, and the command line made from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpupool.errors import ConfigError
+from gpupool.flags import explain, flags, render_help, render_table
+from gpupool.settings import Settings, env_name, read_settings
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **env: str) -> str:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        read_settings()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_five_old_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "HF_MODEL_NAME": "m",
+        "PER_PROC_GPUS": "2",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "PORT": "7000",
+        "INFER_TYPE": "vLLM",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings()
+    assert settings.model_name == "m"
+    assert settings.per_proc_gpus == 2
+    assert settings.cuda_visible_devices == "0,1"
+    assert settings.port == 7000
+    assert settings.infer_type == "vllm"
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    settings = read_settings()
+    assert (settings.port, settings.host, settings.per_proc_gpus) == (5002, "127.0.0.1", 1)
+
+
+def test_engine_arguments_are_split_like_a_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUPOOL_ENGINE_ARGS", "--a 'b c' --d")
+    assert read_settings().engine_args == ("--a", "b c", "--d")
+
+
+def test_yaml_sets_what_the_environment_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text("model_name: from-yaml\nport: 7001\napi_key: [a, b]\n")
+    monkeypatch.setenv("GPUPOOL_CONFIG", str(path))
+    monkeypatch.setenv("PORT", "7002")
+    settings = read_settings()
+    assert (settings.model_name, settings.port) == ("from-yaml", 7002)
+    assert settings.api_key == ("a", "b")
+
+
+def test_an_unknown_yaml_key_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text("modelname: x\n")
+    message = refusal(monkeypatch, GPUPOOL_CONFIG=str(path))
+    assert "'modelname'" in message
+    assert "'model_name'" in message
+
+
+def test_broken_yaml_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text("port: [1\n")
+    assert "not valid YAML" in refusal(monkeypatch, GPUPOOL_CONFIG=str(path))
+
+
+def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "/nowhere.yaml" in refusal(monkeypatch, GPUPOOL_CONFIG="/nowhere.yaml")
+
+
+def test_a_bad_value_names_flag_variable_and_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, PORT="many")
+    assert "--port (PORT) is 'many'" in message
+
+
+def test_an_unknown_engine_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "did you mean 'transformers'" in refusal(monkeypatch, INFER_TYPE="transformer")
+
+
+def test_an_unknown_variable_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "GPUPOOL_HOST" in refusal(monkeypatch, GPUPOOL_HOSTS="x")
+
+
+def test_every_setting_with_a_flag_is_in_the_help() -> None:
+    text = render_help()
+    for name, field in Settings.model_fields.items():
+        if name != "engine_args":
+            assert f"--{name}" in text
+            assert f"[{env_name(name)}]" in " ".join(text.split())
+            assert field.description
+
+
+def test_every_flag_has_its_hyphen_form() -> None:
+    spellings = {line.split("\t")[0] for line in render_table().splitlines()}
+    for flag in flags():
+        assert flag.spellings[0].replace("_", "-") in spellings
+
+
+def test_the_oldest_spellings_stay() -> None:
+    spellings = {line.split("\t")[0] for line in render_table().splitlines()}
+    old = {"hf-model-name", "per-proc-gpus", "cuda-visible-devices", "infer-type", "port"}
+    assert old <= spellings
+
+
+def test_the_table_is_made_of_three_columns() -> None:
+    for line in render_table().splitlines():
+        assert re.fullmatch(r"[a-z0-9_-]+\t[A-Z_]+\t(value|switch|list)", line)
+
+
+def test_a_mistyped_flag_gets_the_nearest() -> None:
+    message = explain("start_gunicorn.sh: unrecognized option '--modle_name'\n")
+    assert "'model_name'" in message
