@@ -1,0 +1,271 @@
+"""Engine on transformers: its own continuous batching, our sampling (worker process).
+
+It lives in the worker and not in a child process.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+from gpupool.capabilities import ENGINES
+from gpupool.engines import beams, scoring
+from gpupool.engines import transformers_model as models
+from gpupool.engines.base import (
+    Completion,
+    Event,
+    Failed,
+    Finished,
+    ModelInfo,
+    Report,
+    SamplingParams,
+    Scored,
+    Sink,
+    TokenLogprob,
+)
+from gpupool.engines.beside import Beside, Check
+from gpupool.engines.outlet import Outlet
+from gpupool.engines.sequence import RunningSequence, name_logprob
+from gpupool.engines.transformers_args import parse_engine_args
+from gpupool.engines.transformers_batch import Batch, make_config
+from gpupool.errors import EngineDead
+from gpupool.partition import Slice
+from gpupool.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 3.0  # for each of the three threads; `die` has 10 s
+WARM_UP_TIMEOUT_S = 600.0
+
+
+class TransformersEngine:
+    """One model in transformers, on the slice's GPUs or on the CPU; see engines.base.Engine."""
+
+    capabilities: ClassVar[frozenset[str]] = ENGINES["transformers"]
+    default_params: ClassVar[Mapping[str, float]] = {
+        "temperature": 0.1,
+        "top_p": 0.95,
+        "max_tokens": 400,
+    }
+    model: ModelInfo
+
+    def __init__(self, settings: Settings, gpu_slice: Slice) -> None:
+        self._settings = settings
+        self._slice = gpu_slice
+        self._args = parse_engine_args(settings.engine_args)
+        self._is_dying = threading.Event()
+        self._batch: Batch | None = None
+        self._beside: Beside | None = None
+        self._network: PreTrainedModel
+        self._tokenizer: PreTrainedTokenizerBase
+        self._end_tokens: tuple[int, ...] = ()
+        self._token_text = lru_cache(maxsize=1 << 16)(self._decode_one)
+
+    @staticmethod
+    def check(settings: Settings, gpus_per_worker: int) -> None:
+        """See Engine.check. Any number of GPUs will do: layers are spread over them."""
+        args = parse_engine_args(settings.engine_args)
+        models.check_library()
+        models.check_model(settings, args)
+
+    # Loading.
+
+    def load(self, report: Report) -> None:
+        """See Engine.load."""
+        report("importing transformers", None)
+        models.check_library()
+        report("reading the tokenizer", None)
+        self._tokenizer = models.read_tokenizer(self._settings, self._args)
+        # The first call settles truncation and padding; later ones then change nothing and so
+        # may run on many threads.
+        self.tokenize("settle")
+        self._go_on()
+        report("loading weights", None)
+        self._network, ends = models.read_model(self._settings, self._args, self._slice, report)
+        own = self._tokenizer.eos_token_id
+        self._end_tokens = tuple(ends if own is None else {*ends, own})
+        self._go_on()
+        report("allocating the cache", None)
+        self._start()
+        self._go_on()
+        report("warming up", None)
+        self._warm_up()
+
+    def _go_on(self) -> None:
+        if self._is_dying.is_set():
+            self.die()
+            raise EngineDead("the engine was told to end while it loaded")
+
+    def _start(self) -> None:
+        config = make_config(self._args, self._network, self._slice)
+        self._batch = Batch(self._network, config)
+        self._beside = Beside()
+        context = models.context_tokens(self._network.config, self._args)
+        if self._batch.cache_tokens < context:
+            log.warning(
+                "the cache is smaller than the model's context cache_tokens=%d context_tokens=%d",
+                self._batch.cache_tokens,
+                context,
+            )
+        self.model = ModelInfo(
+            name=self._settings.model_name,
+            context_tokens=min(context, self._batch.cache_tokens),
+            vocab_size=self._network.config.get_text_config().vocab_size,
+            slots=self._batch.slots,
+            dtype=str(self._network.dtype).removeprefix("torch."),
+        )
+        self._batch.start()
+        self._beside.start()
+
+    def _warm_up(self) -> None:
+        """Once through everything that a request can ask for, so that no request is the first."""
+        prompt = (self.tokenize("Hello") or [0])[:2] * 4
+        params = SamplingParams(
+            max_tokens=2, top_p=0.9, seed=0, logprobs=1, repetition_penalty=1.1, ignore_eos=True
+        )
+        beam = SamplingParams(max_tokens=2, beam_width=2, num_beams_returned=1)
+        _wait(lambda sink: self.generate("warm-up", prompt, params, sink))
+        _wait(lambda sink: self.score("warm-up", prompt, sink))
+        _wait(lambda sink: self.beam_search("warm-up", prompt, beam, sink))
+
+    # Text and tokens.
+
+    def tokenize(self, text: str) -> list[int]:
+        """See Engine.tokenize."""
+        tokens: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
+        return tokens
+
+    def _decoder(self, params: SamplingParams) -> Callable[[list[int]], str]:
+        skip = params.skip_special_tokens
+
+        def decode(tokens: list[int]) -> str:
+            # Cleaning up spaces changes text that has gone out already.
+            text = self._tokenizer.decode(
+                tokens, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
+            return str(text)
+
+        return decode
+
+    def _decode_one(self, token: int) -> str:
+        return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+    def _ends(self, params: SamplingParams) -> tuple[int, ...]:
+        own = () if params.ignore_eos else self._end_tokens
+        return tuple(sorted({*own, *params.stop_token_ids}))
+
+    # Requests.
+
+    def generate(
+        self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
+    ) -> None:
+        """See Engine.generate."""
+        outlet = Outlet(request_id, sink)
+        if self._refuse_if_dead(outlet):
+            return
+        sequence = RunningSequence(
+            prompt, params, self._ends(params), self._decoder(params), self._token_text, outlet
+        )
+        assert self._batch is not None
+        self._batch.add(sequence)
+
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+        """See Engine.score."""
+        tokens = list(prompt)
+
+        def work(check: Check) -> Scored:
+            return Scored(scoring.score_prompt(self._network, tokens, check))
+
+        self._add_beside(Outlet(request_id, sink), work)
+
+    def beam_search(
+        self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
+    ) -> None:
+        """See Engine.beam_search."""
+        tokens = list(prompt)
+        self._add_beside(
+            Outlet(request_id, sink), lambda check: self._search(tokens, params, check)
+        )
+
+    def _search(self, prompt: list[int], params: SamplingParams, check: Check) -> Finished:
+        ends, decode = self._ends(params), self._decoder(params)
+        found = beams.search_beams(self._network, prompt, params, ends, decode, check)
+        return Finished(tuple(self._complete(prompt, beam, params, check) for beam in found))
+
+    def _complete(
+        self, prompt: list[int], tokens: list[int], params: SamplingParams, check: Check
+    ) -> Completion:
+        text, is_stopped = beams.render(tokens, params, self._ends(params), self._decoder(params))
+        logprobs: tuple[TokenLogprob, ...] | None = None
+        if params.logprobs is not None:
+            rows = scoring.top_logprobs(
+                self._network, [*prompt, *tokens], len(prompt), params.logprobs, check
+            )
+            logprobs = tuple(
+                name_logprob(token, row, self._token_text)
+                for token, row in zip(tokens, rows, strict=True)
+            )
+        return Completion(text, tuple(tokens), "stop" if is_stopped else "length", logprobs)
+
+    def _add_beside(self, outlet: Outlet, work: Callable[[Check], Finished | Scored]) -> None:
+        if not self._refuse_if_dead(outlet):
+            assert self._beside is not None
+            self._beside.add(outlet, work)
+
+    def _refuse_if_dead(self, outlet: Outlet) -> bool:
+        reason = self.dead_reason
+        if reason is not None:
+            outlet.end(Failed(EngineDead(reason)))
+        return reason is not None
+
+    def cancel(self, request_id: str) -> None:
+        """See Engine.cancel."""
+        if self._batch is not None:
+            self._batch.cancel(request_id)
+        if self._beside is not None:
+            self._beside.cancel(request_id)
+
+    # Life.
+
+    def last_progress(self) -> float:
+        """See Engine.last_progress."""
+        times = [part.last_progress for part in (self._batch, self._beside) if part is not None]
+        return max(times, default=time.monotonic())
+
+    @property
+    def dead_reason(self) -> str | None:
+        """See Engine.dead_reason."""
+        if self._is_dying.is_set():
+            return "the engine was told to end"
+        return self._batch.dead_reason if self._batch is not None else None
+
+    def die(self) -> None:
+        """See Engine.die."""
+        self._is_dying.set()
+        if self._beside is not None:
+            self._beside.stop(STOP_TIMEOUT_S, "the engine was told to end")
+        if self._batch is not None:
+            self._batch.stop(STOP_TIMEOUT_S)
+
+
+def _wait(start: Callable[[Sink], None]) -> None:
+    """Run one request to its end; raises what it failed with."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    start(events.put)
+    while True:
+        try:
+            event = events.get(timeout=WARM_UP_TIMEOUT_S)
+        except queue.Empty:
+            raise TimeoutError(f"no answer to a warm-up in {WARM_UP_TIMEOUT_S:.0f} s") from None
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished | Scored):
+            return
