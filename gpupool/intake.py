@@ -190,7 +190,8 @@ class Intake:
 
     def _read_body(self, source: Any, length: int | None) -> io.BytesIO:
         body = io.BytesIO()
-        while data := source.read(READ_SIZE):
+        # One byte more than allowed tells a body that is too large from one that just fits.
+        while data := source.read(min(READ_SIZE, self._max_body_bytes + 1 - body.tell())):
             body.write(data)
             if body.tell() > self._max_body_bytes:
                 raise self._too_large()

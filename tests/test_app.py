@@ -85,6 +85,7 @@ BAD_BODIES: dict[str, bytes] = {
     "an array": b"[]",
     "not utf-8": b'{"instances": "\xff"}',
     "nan": b'{"instances": "a", "params": {"temperature": NaN}}',
+    "nan where nobody looks": b'{"instances": "a", "params": {"request_id": NaN}}',
     "infinity": b'{"instances": "a", "params": {"temperature": -Infinity}}',
     "bottomless": b'{"instances":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep": b'{"instances":' + b"[" * 100 + b"]" * 100 + b"}",

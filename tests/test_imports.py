@@ -1,0 +1,103 @@
+"""Who may import whom, and what never stands at the top of a module."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp"}
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("gpupool/**/*.py")])
+ENTRY_POINTS = {"gunicorn_conf", "vllm_url_m", "transformers_url_m", "llama_cpp_url_m"}
+ENTRY_POINTS |= {"plugin_url_m"}
+
+ENGINE_FREE = {"gpupool.engines", "gpupool.engines.base"}
+PURE = {
+    "gpupool.partition": {"gpupool.gpus"},
+    "gpupool.api.params": {
+        "gpupool.capabilities",
+        "gpupool.engines.base",
+        "gpupool.errors",
+        "gpupool.nearest",
+    },
+}
+MASTER = {"gunicorn_conf", "dispatcher", "gpupool.master", "gpupool.worker", "gpupool.preflight"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Names of modules imported by the statements given, not below functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
+            yield from imported(node)
+
+
+MODULES = {module_name(path): set(imported(ast.parse(path.read_text()))) for path in FILES}
+
+
+def ours(name: str) -> set[str]:
+    """The modules of this project that a module imports when it is imported."""
+    return {found for found in MODULES[name] if found in MODULES and found != "gpupool"}
+
+
+def closure(name: str) -> set[str]:
+    seen: set[str] = set()
+    left = [name]
+    while left:
+        for found in ours(left.pop()) - seen:
+            seen.add(found)
+            left.append(found)
+    return seen
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_module_imports_a_heavy_library_at_its_top(name: str) -> None:
+    assert not {found.partition(".")[0] for found in MODULES[name]} & HEAVY
+
+
+@pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
+def test_entry_points_do_not_import_each_other(name: str) -> None:
+    assert not closure(name) & (ENTRY_POINTS - {name})
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(MODULES) if ".api" in name])
+def test_the_api_knows_no_engine_and_no_dispatcher(name: str) -> None:
+    found = closure(name)
+    assert "dispatcher" not in found
+    assert {other for other in found if ".engines" in other} <= ENGINE_FREE
+
+
+@pytest.mark.parametrize(("name", "allowed"), PURE.items(), ids=PURE.keys())
+def test_policy_imports_only_policy(name: str, allowed: set[str]) -> None:
+    assert ours(name) <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(MASTER))
+def test_the_master_imports_no_application_and_no_engine(name: str) -> None:
+    found = closure(name)
+    assert "gpupool.app" not in found
+    allowed = ENGINE_FREE | {"gpupool.engines.catalog"}
+    assert {other for other in found if ".engines" in other} <= allowed
+
+
+def test_nobody_imports_the_configuration_file() -> None:
+    assert not [name for name, found in MODULES.items() if "gunicorn_conf" in found]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
