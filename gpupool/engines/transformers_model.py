@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpupool.engines import paged_attention
 from gpupool.engines.base import Report
 from gpupool.engines.transformers_args import TransformersArgs
 from gpupool.errors import ConfigError
@@ -173,8 +174,10 @@ def read_model(
     # every parameter is the request's here.
     model.generation_config = GenerationConfig()
     model.requires_grad_(False)
-    if not gpu_slice.gpus and gpu_slice.cpus:
-        torch.set_num_threads(len(gpu_slice.cpus))
+    if not gpu_slice.gpus:
+        paged_attention.install()
+        if gpu_slice.cpus:
+            torch.set_num_threads(len(gpu_slice.cpus))
     found = ends if isinstance(ends, list) else [ends]
     return model.eval(), [token for token in found if token is not None]
 
