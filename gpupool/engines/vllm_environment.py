@@ -1,0 +1,59 @@
+"""The environment variables vLLM reads, set before its first import (worker, preflight).
+
+Imports nothing of vLLM. The slice's GPUs and ports are in the environment already: the lease
+put them there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+SAFE = {
+    # A forked child of a process with threads, gRPC or CUDA hangs or crashes sooner or later.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # setproctitle would overwrite the environment by which the guardian knows our processes.
+    "SPT_NOENV": "1",
+}
+"""Not for the user to change."""
+
+DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # The processes of one engine are on one machine, whatever its name resolves to.
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+
+
+def set_environment(cpus: Sequence[int]) -> None:
+    """Prepare this process for an engine, on the CPU if cores are given; what the user has set
+    stays."""
+    os.environ.update(SAFE)
+    defaults = dict(DEFAULTS)
+    if cpus:
+        cores = one_per_core(cpus)
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        defaults["OMP_NUM_THREADS"] = str(len(cores))
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def one_per_core(cpus: Iterable[int]) -> list[int]:
+    """The first hardware thread of each core: a second one per core slows matrix products."""
+    seen: set[str] = set()
+    chosen = []
+    for cpu in sorted(cpus):
+        core = _siblings(cpu)
+        if core not in seen:
+            seen.add(core)
+            chosen.append(cpu)
+    return chosen
+
+
+def _siblings(cpu: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(cpu)
