@@ -96,6 +96,7 @@ def test_top_k_zero_is_no_limit() -> None:
     "given",
     [
         {"temperature": -0.1},
+        {"temperature": 2.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"temperature": "1"},

@@ -34,7 +34,7 @@ class Number:
 
 
 NUMBERS: dict[str, Number] = {
-    "temperature": Number(float, 0, 100),
+    "temperature": Number(float, 0, 2),
     "top_p": Number(float, 0, 1),
     "top_k": Number(int, -1, 1 << 31),
     "min_p": Number(float, 0, 1, "min_p", 0),

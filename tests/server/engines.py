@@ -1,0 +1,27 @@
+"""The three real engines as pools with the demo model, in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpupool.capabilities import ENGINES
+from tests import demo_model
+from tests.pool import Pool
+
+NAMES = tuple(ENGINES)
+
+
+@contextmanager
+def engine_pool(name: str, tmp_path: Path, *flags: str) -> Iterator[Pool]:
+    """A ready pool of one worker."""
+    arguments = {
+        "vllm": [*"--dtype float32 --enforce-eager --max-model-len 2048".split()],
+        "transformers": [*"--dtype float32 --max-model-len 2048".split()],
+        "llama_cpp": [*"--ctx-size 2048 --parallel 8".split()],
+    }
+    model = demo_model.f32_gguf() if name == "llama_cpp" else demo_model.model_folder()
+    own = ["--model_name", str(model), "--infer_type", name, *flags, "--", *arguments[name]]
+    with Pool(tmp_path, *own, env={"VLLM_CPU_KVCACHE_SPACE": "1"}) as pool:
+        yield pool.wait_ready(deadline_s=240)

@@ -1,0 +1,129 @@
+"""Log-probabilities of 30 fixed prompts, on each real engine, against a direct forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests import demo_model
+from tests.pool import Pool
+from tests.server.engines import NAMES, engine_pool
+
+pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(600)]
+
+TOLERANCE = 1e-2
+PROMPTS = [
+    "The capital of France is Paris.",
+    " leading space",
+    "  two leading spaces",
+    "\nA line first",
+    "trailing newline\n",
+    "tabs\tand\tspaces",
+    "x",
+    "7",
+    "é",
+    "Grüße aus München, schöne Straße",
+    "Привет, как дела?",
+    "日本語のテキストを処理します。",
+    "مرحبا بالعالم",
+    "नमस्ते दुनिया",
+    "👩‍👩‍👧‍👦 family and 🏳️‍🌈 flag",
+    "e\u0301 combining and \u00e9 composed",
+    "zero\u200bwidth\u00a0and no-break",
+    "∑ ∫ ∂ √ ≤ ≥ ≠ ∞",
+    "def f(x):\n    return x ** 2\n\nprint(f(3))",
+    '{"key": [1, 2.5, null, true]}',
+    "SELECT * FROM users WHERE id = 1; -- comment",
+    "<html><body class='a'>text</body></html>",
+    "https://example.org/path?query=1&other=%20",
+    "1234567890 0987654321 3.14159 -42 1e-9",
+    "!!!???...,,,;;;:::",
+    "qzxv wkjp zzqj xvbq plmk jhgf",
+    "colorless green ideas sleep furiously table",
+    "the the the the the the the the the the",
+    "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi there!<|im_end|>",
+    "The quick brown fox jumps over the lazy dog. " * 100,
+]
+
+
+@pytest.fixture(scope="module", name="reference")
+def _reference() -> list[tuple[list[int], list[float]]]:
+    """Ids by the tokenizer, values by one forward pass in fp32, prompt by prompt."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = demo_model.model_folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0, :-1]
+        own = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])
+        expected.append((ids, own[:, 0].tolist()))
+    return expected
+
+
+@pytest.fixture(scope="module", params=NAMES, name="pool")
+def _pool(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pool]:
+    with engine_pool(request.param, tmp_path_factory.mktemp(request.param)) as pool:
+        yield pool
+
+
+def largest_difference(answers: list[list[float]], reference: Any) -> float:
+    assert [len(values) for values in answers] == [len(values) for _, values in reference]
+    return max(
+        abs(value - right)
+        for values, (_, rights) in zip(answers, reference, strict=True)
+        for value, right in zip(values, rights, strict=True)
+    )
+
+
+def test_the_fixed_prompts_cover_what_they_should(reference: Any) -> None:
+    lengths = [len(ids) for ids, _ in reference]
+    assert len(PROMPTS) == 30
+    assert min(lengths) == 1
+    assert max(lengths) >= 1000
+    assert min(min(values, default=0) for _, values in reference) < -15
+
+
+def test_ids_are_the_tokenizers(pool: Pool, reference: Any) -> None:
+    status, answer = pool.post(
+        "/infer",
+        {"instances": PROMPTS, "params": {"prompt_logprobs": 0, "max_tokens": 0}, "detail": True},
+        timeout_s=300,
+    )
+    assert status == 200, answer
+    assert [item["prompt_token_ids"] for item in answer] == [ids for ids, _ in reference]
+
+
+def test_values_alone_are_those_of_a_forward_pass(
+    pool: Pool, reference: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [pool.infer(prompt, prompt_logprobs=0)[0] for prompt in PROMPTS]
+    worst = largest_difference(answers, reference)
+    with capsys.disabled():
+        print(f"\nlargest difference alone: {worst:.1e}")
+    assert worst < TOLERANCE
+
+
+def test_values_among_others_are_those_of_a_forward_pass(
+    pool: Pool, reference: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        others = [
+            threads.submit(pool.infer, f"Story {i}:", max_tokens=200, temperature=1, seed=i)
+            for i in range(15)
+        ]
+        [answers] = threads.map(lambda _: pool.infer(PROMPTS, prompt_logprobs=0), [0])
+        assert all(other.result() for other in others)
+    worst = largest_difference(answers, reference)
+    with capsys.disabled():
+        print(f"\nlargest difference among 15 others: {worst:.1e}")
+    assert worst < TOLERANCE
