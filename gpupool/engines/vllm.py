@@ -35,7 +35,8 @@ from gpupool.settings import Settings
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.25
-GRACE_S = 4.0
+SHUTDOWN_S = 5.0
+GRACE_S = 6.0
 DIE_S = 9.0
 KILL_S = 0.1
 
@@ -130,7 +131,7 @@ class VllmEngine:
             # The loop takes no calls from other threads after this.
             self._perish("vLLM's thread has ended")
             if hasattr(self, "client"):
-                self.client.shutdown(timeout=GRACE_S / 2)
+                self.client.shutdown(timeout=SHUTDOWN_S)
 
     async def _start(self, report: Report) -> None:
         report("reading the model's configuration", None)

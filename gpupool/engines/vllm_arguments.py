@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 
@@ -78,6 +80,7 @@ LIMITED: dict[str, tuple[tuple[str, ...], str]] = {
 MAX_LOGPROBS = 256
 """Room for the two candidates per beam of the widest beam search that the API lets through."""
 
+MAX_CHARS = 600
 MIN_KV_CACHE_BYTES = 1 << 30
 MAX_KV_CACHE_BYTES = 16 << 30
 
@@ -98,6 +101,7 @@ def parse_arguments(
     """vLLM's arguments for an engine on `num_gpus` GPUs (0: on the CPU); ConfigError says what
     cannot be, in one line."""
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.exceptions import VLLMError
 
     parser, defaults = _parser()
     try:
@@ -118,7 +122,7 @@ def parse_arguments(
         raise ConfigError(
             "vLLM's help is not given after --; run `vllm serve --help=all` instead"
         ) from None
-    except (ValueError, TypeError, ArgumentError, OSError) as error:
+    except (VLLMError, ValueError, TypeError, ArgumentError, OSError) as error:
         raise ConfigError(f"vLLM refuses the arguments after --: {one_line(error)}") from None
     return args
 
@@ -145,13 +149,14 @@ def share_memory(args: Namespace, num_cpus: int) -> None:
     args.kv_cache_memory_bytes = min(max(quarter, MIN_KV_CACHE_BYTES), MAX_KV_CACHE_BYTES)
 
 
-def one_line(error: object) -> str:
+def one_line(error: BaseException) -> str:
     """A library's message without its line breaks and without pydantic's appendices."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if len(lines) > 2 and "validation error" in lines[0]:
-        lines = [lines[2].partition(" [type=")[0]]
-    text = " ".join(" ".join(lines).split())
-    return text if len(text) <= 600 else f"{text[:600]}..."
+    text = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        text = ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}..."
 
 
 @cache

@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from gpupool.engines.vllm_arguments import one_line
+from gpupool.engines.vllm_client import read_config
 from gpupool.errors import ConfigError
 from gpupool.gpus import read_inventory, select_visible
 from gpupool.settings import Settings
@@ -146,10 +147,9 @@ def _check_hub(args: Namespace) -> None:
 
 
 def _check_config(args: Namespace) -> None:
-    """What vLLM itself says of model and arguments together: architecture, lengths, dtype."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
+    """What vLLM itself says of model and arguments together: architecture, lengths, whether the
+    attention heads can be shared out."""
     try:
-        AsyncEngineArgs.from_cli_args(args).create_model_config()
+        read_config(args)
     except Exception as error:  # transformers, pydantic and the hub each raise their own
         raise ConfigError(f"--model_name {args.model!r}: vLLM says {one_line(error)}") from None

@@ -1,0 +1,90 @@
+"""The preflight of the vLLM engine: one line for whatever cannot be served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpupool.engines.vllm import VllmEngine
+from gpupool.engines.vllm_arguments import parse_arguments
+from gpupool.engines.vllm_model import check_model
+from gpupool.errors import ConfigError
+from gpupool.settings import Settings
+from tests.demo_model import gguf_path, model_folder
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
+
+
+def check(model_name: Any, *engine_args: str) -> None:
+    VllmEngine.check(Settings(model_name=str(model_name), engine_args=engine_args), 1)
+
+
+def refusal(model_name: Any, *engine_args: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(model_name, *engine_args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_the_demo_model_passes() -> None:
+    check(model_folder(), "--enforce-eager", "--max-model-len", "2048")
+
+
+def test_a_missing_folder_is_named() -> None:
+    assert "'/no/such/folder': no such folder" in refusal("/no/such/folder")
+
+
+def test_a_folder_without_config_json_is_no_model(tmp_path: Path) -> None:
+    assert "has no config.json" in refusal(tmp_path)
+
+
+def test_a_gguf_file_is_for_llama_cpp() -> None:
+    assert "use --infer_type llama_cpp" in refusal(gguf_path())
+
+
+def test_any_other_file_is_no_model(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    assert "vLLM takes a folder" in refusal(weights)
+
+
+@pytest.mark.usefixtures("_offline")
+def test_a_hub_id_that_is_not_cached_offline_says_how_to_get_it() -> None:
+    assert "hf download no-such-org/no-such-model" in refusal("no-such-org/no-such-model")
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": ["NoSuchForCausalLM"], "model_type": "no_such"})
+    )
+    assert "vLLM says" in refusal(tmp_path)
+
+
+def test_a_context_longer_than_the_models_is_refused() -> None:
+    assert "max_model_len" in refusal(model_folder(), "--max-model-len", "9000000")
+
+
+def test_heads_that_the_gpus_cannot_share_are_refused() -> None:
+    args = parse_arguments((), model_name=str(model_folder()), trust_remote_code=False, num_gpus=2)
+    with pytest.raises(ConfigError, match=r"attention heads \(9\) must be divisible") as caught:
+        check_model(args)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_json_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(model_folder(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safe*"))
+    (tmp_path / "model" / "config.json").write_text("{")
+    assert "vLLM says" in refusal(tmp_path / "model")
+
+
+def test_refused_arguments_are_refused_before_the_model_is_looked_at() -> None:
+    assert "use --port" in refusal("/no/such/folder", "--port", "1")
