@@ -83,6 +83,7 @@ def start(keep: Iterable[int] = ()) -> Guardian:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(worker_fd)
     theirs.close()
+    ours.recv(1)  # it has left the group and closed what it must not keep, or it is gone
     return Guardian(pid, ours)
 
 
@@ -92,6 +93,7 @@ def _run(worker: int, worker_fd: int, control: socket.socket, held: list[int]) -
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         _close_all_but({worker_fd, control.fileno(), *held})
+        control.send(b"r")
         _wait_for_end(worker_fd, control, held)
         _end_group(worker)
     finally:

@@ -46,7 +46,8 @@ class Holdings:
         """The GPUs of the slot's worker; None while it holds none or is dead."""
         start = slot * self._row_bytes
         pid, ticks = _HELD.unpack_from(self._map, start)
-        if not pid or procfs.start_ticks(pid) != ticks:
+        process = procfs.read_process(pid) if pid else None
+        if process is None or process.start_ticks != ticks or not process.is_running:
             return None
         marks = self._map[start + _HELD.size : start + self._row_bytes]
         return frozenset(i for i, mark in enumerate(marks) if mark)

@@ -157,20 +157,29 @@ static int is_unchanged(const struct stat *now) {
            now->st_size == last_read.st_size && now->st_ino == last_read.st_ino;
 }
 
-/* Called with the mutex held, at the beginning of every call. */
-static void refresh(void) {
-    const char *path = getenv("NVML_STUB_FILE");
-    struct stat now;
-    char line[1024];
-    if (!path || stat(path, &now) || is_unchanged(&now)) return;
-    FILE *file = fopen(path, "r");
-    if (!file) return;
-    last_read = now;
+static void reset(void) {
     memset(&machine, 0, sizeof machine);
     strcpy(machine.driver, "580.95.05");
     machine.cuda = 13000;
     for (int a = 0; a < MAX_GPUS; a++)
         for (int b = 0; b < MAX_GPUS; b++) machine.topology[a][b] = 50;
+}
+
+/* Called with the mutex held, at the beginning of every call. Without a file: no GPUs. */
+static void refresh(void) {
+    const char *path = getenv("NVML_STUB_FILE");
+    struct stat now;
+    char line[1024];
+    if (!path || stat(path, &now)) {
+        memset(&last_read, 0, sizeof last_read);
+        reset();
+        return;
+    }
+    if (is_unchanged(&now)) return;
+    FILE *file = fopen(path, "r");
+    if (!file) return;
+    last_read = now;
+    reset();
     while (fgets(line, sizeof line, file)) read_line(line);
     fclose(file);
 }
