@@ -5,7 +5,7 @@ PYTEST := $(PYTHON_BIN) -m pytest
 SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help install fmt lint type test test-fast test-long prove demo bench clean
+.PHONY: help install fmt lint type test test-fast test-long prove docs demo bench clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 # /' | column -t -s '#'
@@ -36,6 +36,9 @@ test-long: lint type ## the full counts: thousands of kills, races and requests
 
 prove: install ## break every promise in turn and demand that its test turns red
 	$(PYTHON_BIN) -m tests.prove
+
+docs: install ## the tables in README and docs, made from the code
+	$(PYTHON_BIN) docs/tables.py
 
 demo: ## a whole pool with a real model on this machine, GPU or not (PORT=... moves it)
 	@bash requirements/install.sh light $(VENV)

@@ -80,7 +80,8 @@ def _holder(port: int) -> str:
 
     try:
         for conn in psutil.net_connections("tcp"):
-            if conn.status == psutil.CONN_LISTEN and conn.laddr.port == port and conn.pid:
+            is_ours = conn.status == psutil.CONN_LISTEN and conn.laddr and conn.laddr.port == port
+            if is_ours and conn.pid:
                 return f" by {psutil.Process(conn.pid).name()} (pid {conn.pid})"
     except psutil.Error:
         pass

@@ -1,0 +1,104 @@
+"""The tables of the documentation, made from the code: `python docs/tables.py` writes them.
+
+A developer's tool, not part of the package. tests/test_docs.py fails when a table is old.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from gpupool.api.params import ALIASES, CLIENTS_OWN, FLAGS, MAX_STOPS, NUMBERS  # noqa: E402
+from gpupool.capabilities import ENGINES, FEATURES  # noqa: E402
+from gpupool.engines.catalog import import_engine  # noqa: E402
+from gpupool.flags import flags  # noqa: E402
+
+
+def row(*cells: str) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def flags_table() -> str:
+    """Every flag with its variable and meaning."""
+    lines = [row("flag", "variable", "meaning"), row("---", "---", "---")]
+    for flag in flags():
+        text, _, variable = flag.description.rpartition(" [")
+        names = f"`--{flag.spellings[0]}`"
+        lines.append(row(names, f"`{variable.rstrip(']')}`", text))
+    return "".join(lines)
+
+
+def parameters_table() -> str:
+    """Every name that `params` takes."""
+    lines = [row("parameter", "values"), row("---", "---")]
+    for name, rule in NUMBERS.items():
+        kind = "whole number" if rule.kind is int else "number"
+        lines.append(row(f"`{name}`", f"{kind}, {_bound(rule.low)} to {_bound(rule.high)}"))
+    lines += [row(f"`{name}`", "true or false") for name in FLAGS]
+    lines.append(row("`stop`", f"a string or up to {MAX_STOPS} of them; not part of the text"))
+    lines.append(row("`stop_token_ids`", f"up to {MAX_STOPS} token ids"))
+    lines.append(row("`logit_bias`", "object of token ids with numbers from -100 to 100"))
+    lines.append(row("`early_stopping`", 'true, false or "never"'))
+    lines += [row(f"`{alias}`", f"the same as `{name}`") for alias, name in ALIASES.items()]
+    lines += [row(f"`{name}`", "the client's own; taken and ignored") for name in CLIENTS_OWN]
+    return "".join(lines)
+
+
+def defaults_table() -> str:
+    """What each engine assumes for what a request leaves out."""
+    lines = [row("engine", "defaults"), row("---", "---")]
+    common = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 16}
+    for name in ENGINES:
+        defaults = common | dict(import_engine(name).default_params)
+        lines.append(row(name, ", ".join(f"`{k}` {v:g}" for k, v in defaults.items())))
+    return "".join(lines)
+
+
+def capabilities_table() -> str:
+    """What each engine honours; the rest is a 400."""
+    lines = [row("feature", "meaning", *ENGINES), row(*["---"] * (2 + len(ENGINES)))]
+    for feature, meaning in FEATURES.items():
+        marks = ["yes" if feature in able else "400" for able in ENGINES.values()]
+        lines.append(row(f"`{feature}`", meaning, *marks))
+    return "".join(lines)
+
+
+def _bound(value: float) -> str:
+    exact = {1 << 31: "2^31", (1 << 64) - 1: "2^64-1", -(1 << 63): "-2^63"}
+    return exact.get(int(value), f"{value:g}") if value == int(value) else f"{value:g}"
+
+
+TABLES = {
+    "flags": (ROOT / "README.md", flags_table),
+    "parameters": (ROOT / "docs" / "infer.md", parameters_table),
+    "defaults": (ROOT / "docs" / "infer.md", defaults_table),
+    "capabilities": (ROOT / "docs" / "infer.md", capabilities_table),
+}
+
+
+def rendered(path: Path) -> str:
+    """A document's text with its tables made anew."""
+    text = path.read_text()
+    for name, (home, make) in TABLES.items():
+        if home == path:
+            pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->)"
+            text, found = re.subn(
+                pattern, lambda m, make=make: m[1] + make() + m[2], text, flags=re.DOTALL
+            )
+            assert found == 1, f"{path} has no place for the table {name!r}"
+    return text
+
+
+def main() -> None:
+    """Write every table."""
+    for path in {home for home, _ in TABLES.values()}:
+        path.write_text(rendered(path))
+
+
+if __name__ == "__main__":
+    main()

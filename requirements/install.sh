@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Installs the pinned packages, and this project editable, into a virtual environment.
+#
+#   requirements/install.sh light VENV_DIR   llama.cpp and the demo model; no torch
+#   requirements/install.sh full VENV_DIR    all the tests need: CPU torch, vLLM, dev tools
+#
+# A stamp in VENV_DIR makes the second run instant. A changed lock, pyproject.toml or checkout
+# folder updates the environment; one without a stamp (a killed run) is made anew.
+# PYTHON names the interpreter for a new environment (default python3; 3.11 or newer).
+set -euo pipefail
+
+readonly TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+say() { echo "install.sh: $*"; }
+fail() { say "$*" >&2; exit 2; }
+
+[[ $# -eq 2 && $1 =~ ^(light|full)$ ]] || fail "usage: install.sh light|full VENV_DIR"
+profile=$1
+venv=$(realpath -m -- "$2")
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+stamp=$venv/gpupool.stamp
+cd -- "$root"
+
+stamp_of() { # light|full -> what the stamp of a finished install reads
+    local inputs=(requirements/base.lock)
+    [[ $1 == light ]] || inputs=(requirements/full.lock requirements/torch.lock)
+    inputs+=(pyproject.toml requirements/install.sh)
+    echo "$1 $(cat -- "${inputs[@]}" <(echo "$root") | sha256sum)"
+}
+
+is_done() {
+    [[ -x $venv/bin/python && -f $stamp ]] || return 1
+    local have
+    have=$(<"$stamp")
+    [[ $have == "$(stamp_of "$profile")" || $have == "$(stamp_of full)" ]]
+}
+
+make_venv() {
+    local python=${PYTHON:-python3} version
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+        fail "cannot run $python; install Python 3.11 or newer, or name one with PYTHON=..."
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "$python is Python $version, 3.11 or newer is needed; name one with PYTHON=..."
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$python has no venv module; on Debian or Ubuntu: apt install python$version-venv"
+    say "new environment $venv, Python $version"
+    find "$venv" -mindepth 1 -maxdepth 1 ! -name pyvenv.cfg -exec rm -rf {} +
+    "$python" -m venv "$venv"
+}
+
+pip_install() { "$venv/bin/python" -m pip install -qq --no-input --no-deps "$@"; }
+
+install_torch() {
+    say "torch, CPU build"
+    pip_install -r requirements/torch.lock 2>/dev/null && return
+    say "not on the configured indexes, taking it from $TORCH_INDEX"
+    pip_install -r requirements/torch.lock --index-url "$TORCH_INDEX"
+}
+
+check_cpu_build() {
+    "$venv/bin/python" - <<'CHECK'
+import sys
+from importlib.metadata import distributions
+
+import torch
+
+if torch.version.cuda is not None:
+    sys.exit(f"install.sh: torch {torch.__version__} is a CUDA build; delete the environment")
+found = {d.metadata["Name"]: d.version for d in distributions()}
+for name in ("torchvision", "torchaudio", "torchcodec"):
+    if not found.get(name, "+cpu").endswith("+cpu"):
+        sys.exit(
+            f"install.sh: {name} {found[name]} is no CPU build, and next to the CPU torch it "
+            f"breaks transformers; run: {sys.executable} -m pip uninstall {name}"
+        )
+CHECK
+}
+
+is_done && exit
+if [[ -n $(ls -A -- "$venv" 2>/dev/null) && ! -e $venv/pyvenv.cfg ]]; then
+    fail "$venv is there and is no virtual environment; name another folder"
+fi
+# pyvenv.cfg is there from the first moment to the last: it marks the folder as ours, also after
+# a kill, and two runs at once take turns on it.
+mkdir -p -- "$venv"
+touch -- "$venv/pyvenv.cfg"
+exec 9<"$venv/pyvenv.cfg"
+flock 9
+is_done && exit
+
+[[ -x $venv/bin/python && -f $stamp ]] || make_venv
+rm -f -- "$stamp"
+# An error of pip leaves the packages whole, so the next run goes on here; a kill may not.
+set -E
+trap 'echo unfinished >"$stamp"' ERR
+lock=requirements/base.lock
+if [[ $profile == full ]]; then
+    lock=requirements/full.lock
+    install_torch
+fi
+say "$(grep -c == "$lock") packages of $lock"
+pip_install -r "$lock"
+say "gpupool itself"
+pip_install --no-build-isolation -e .
+[[ $profile == light ]] || check_cpu_build
+stamp_of "$profile" >"$stamp"
+say "$profile environment ready: $venv"
