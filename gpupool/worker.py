@@ -71,21 +71,22 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def settle(self, settings: Settings, dispatcher: GPUDispatcher) -> None:
         """First steps after the fork, while there is one thread: guardian, then the lease.
 
-        Must not raise: gunicorn answers an exception here by stopping the whole service.
+        gunicorn answers an exception here by stopping the whole service, so none leaves.
         """
         self.settings, self.dispatcher = settings, dispatcher
         self.row.pid = os.getpid()
-        self.guardian = guardian.start()
         self._lease: Lease | None = None
-        self._take(dispatcher.acquire(self.slot))
+        try:
+            self.guardian = guardian.start()
+            self._hold(dispatcher.acquire(self.slot))
+        except Exception:
+            log.exception("worker %d could not settle", self.slot)
+            time.sleep(BACKOFF_S[0])
+            os._exit(ENGINE_FAILED)
 
-    def _take(self, grant: Grant) -> bool:
-        """Hold a granted lease, or publish why there is none."""
+    def _hold(self, grant: Grant) -> bool:
+        """Take a granted lease: the guardian keeps it too, and the process is bound to it."""
         if grant.lease is None:
-            if self.row.state != "waiting" or self.row.phase != grant.reason[:63]:
-                log.warning("worker %d waits for its GPUs: %s", self.slot, grant.reason)
-            self.row.enter("waiting")
-            self.row.describe(phase=grant.reason)
             return False
         self._lease = grant.lease
         self.guardian.hold(grant.lease.fds)
@@ -126,7 +127,6 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self._drain_by = float("inf")
         threading.Thread(target=self._boot, name="boot", daemon=True).start()
         super().run()
-        self.row.enter("draining")
         self.replica.close()
         if self.exit_code:
             sys.exit(self.exit_code)
@@ -140,16 +140,28 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def _boot(self) -> None:
         try:
-            while self._lease is None:
-                if self._stopping.wait(LEASE_RETRY_S):
-                    return
-                self._take(self.dispatcher.acquire(self.slot))
-            self._lease.await_free(MEMORY_FREE_TIMEOUT_S)
-            self.replica.load(self._lease.slice, self.settings)
+            lease = self._await_lease()
+            if lease is None:
+                return
+            lease.await_free(MEMORY_FREE_TIMEOUT_S)
+            self.replica.load(lease.slice, self.settings)
             self.row.failures = 0
         except BaseException as error:
             log.exception("worker %d could not load its engine", self.slot)
             self._fail(error)
+
+    def _await_lease(self) -> Lease | None:
+        """The lease of post_fork, or the next that is granted; None if the worker stops first."""
+        while self._lease is None:
+            grant = self.dispatcher.acquire(self.slot)
+            if self._hold(grant):
+                break
+            if self.replica.phase != grant.reason:
+                log.warning("worker %d waits for its GPUs: %s", self.slot, grant.reason)
+                self.replica.enter("waiting", grant.reason)
+            if self._stopping.wait(LEASE_RETRY_S):
+                return None
+        return self._lease
 
     def _fail(self, error: BaseException) -> None:
         """Publish the failure, wait the slice's back-off, leave; the master forks a successor."""
@@ -235,13 +247,22 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def murder_pending(self) -> None:
         """Once a turn: deadlines, and whether the engine still lives."""
         if not self.alive and not self._stopping.is_set():
-            self._stopping.set()
-            self._drain_by = time.monotonic() + STOP_KEEPALIVE_LINGER
-            self._leave_room()
+            self._begin_drain()
         self.intake.expire(drain=time.monotonic() >= self._drain_by)
         for conn in self.room.take_expired():
             self._submit(self.tpool, conn)
         self._check_engine()
+        if self.row.pid != os.getpid():
+            # A reload has given the slot to a successor; what this worker writes is its own now.
+            self.row = Slot()
+            self.row.pid = os.getpid()
+
+    def _begin_drain(self) -> None:
+        self._stopping.set()
+        self._drain_by = time.monotonic() + STOP_KEEPALIVE_LINGER
+        if self.replica.state == "ready":
+            self.replica.enter("draining")
+        self._leave_room()
 
     def _check_engine(self) -> None:
         engine = self.replica.engine

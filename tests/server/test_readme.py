@@ -1,0 +1,120 @@
+"""Every command of the README, as a reader would type it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.machine import fake_machine
+from tests.pool import ROOT, clean_environment, free_port, is_alive, wait_until
+
+pytestmark = pytest.mark.server
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    re.sub(r"\s+#.*", "", line)
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line
+]
+
+
+def test_every_command_of_the_readme_has_a_test() -> None:
+    tested = ("make demo", "make test", "curl ", "pip install '.[vllm]'", "bash start_gunicorn.sh ")
+    assert [command for command in COMMANDS if not command.startswith(tested)] == []
+
+
+@pytest.mark.model
+@pytest.mark.timeout(180)
+def test_make_demo_answers_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    log_path = tmp_path / "demo.log"
+    with log_path.open("wb") as log:
+        demo = subprocess.Popen(
+            ["make", "demo"],
+            cwd=ROOT,
+            env=clean_environment(PORT=str(port), GPUPOOL_LOCK_DIR=str(tmp_path)),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    import psutil
+
+    try:
+        line = wait_until(
+            lambda: re.search(r"try: (curl .*)", log_path.read_text()), 120, "the line to try"
+        )
+        answer = subprocess.run(
+            shlex.split(line[1]), capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "Paris" in answer.stdout
+        [readme_line] = [command for command in COMMANDS if command.startswith("curl")]
+        here = shlex.split(readme_line.replace("5002", str(port)))
+        answer = subprocess.run(here, capture_output=True, text=True, timeout=60, check=True)
+        assert "Paris" in answer.stdout
+        tree = psutil.Process(demo.pid).children(recursive=True)
+        assert len(tree) >= 5
+    except BaseException:
+        print(log_path.read_text())
+        raise
+    finally:
+        # What a terminal does at Ctrl-C: the whole foreground group gets it.
+        os.killpg(demo.pid, signal.SIGINT)
+        demo.wait(30)
+    wait_until(lambda: not any(is_alive(p.pid) for p in tree), 5, "the end of every process")
+
+
+def test_the_start_lines_get_as_far_as_the_model(tmp_path: Path) -> None:
+    lines = [command for command in COMMANDS if command.startswith("bash start_gunicorn.sh")]
+    assert len(lines) == 2
+    with fake_machine(tmp_path, gpus=4, links=[(0, 1), (2, 3)]) as machine:
+        for line in lines:
+            offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "VLLM_TARGET_DEVICE": "cpu"}
+            env = clean_environment(**offline, **machine.env())
+            done = subprocess.run(
+                [*shlex.split(line), "--port", str(free_port())]
+                if "--" not in shlex.split(line)
+                else shlex.split(line.replace("--model_name", f"--port {free_port()} --model_name")),
+                cwd=ROOT,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            model = shlex.split(line)[shlex.split(line).index("--model_name") + 1]
+            assert done.returncode == 2, done
+            assert done.stderr.startswith("gpupool: error: ")
+            assert model in done.stderr
+
+
+def test_the_extras_of_the_install_line_exist() -> None:
+    metadata = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"\.\[([a-z-]+)\]", README):
+        assert re.search(rf"^{extra} = \[", metadata, re.MULTILINE), extra
+
+
+@pytest.mark.parametrize("target", ["test", "test-fast", "test-long", "prove", "demo"])
+def test_the_make_targets_are_there(target: str) -> None:
+    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_the_machine_is_shown(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "dispatcher.py"), *arguments],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "slice" in done.stdout
