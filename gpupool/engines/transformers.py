@@ -65,6 +65,7 @@ class TransformersEngine:
         self._batch: Batch | None = None
         self._beside: Beside | None = None
         self._network: PreTrainedModel
+        self._twin: PreTrainedModel
         self._tokenizer: PreTrainedTokenizerBase
         self._end_tokens: tuple[int, ...] = ()
         self._token_text = lru_cache(maxsize=1 << 16)(self._decode_one)
@@ -105,6 +106,8 @@ class TransformersEngine:
             raise EngineDead("the engine was told to end while it loaded")
 
     def _start(self) -> None:
+        # Before the batch, which may switch its model to another attention.
+        self._twin = models.share_weights(self._network)
         config = make_config(self._args, self._network, self._slice)
         self._batch = Batch(self._network, config)
         self._beside = Beside()
@@ -182,7 +185,7 @@ class TransformersEngine:
         tokens = list(prompt)
 
         def work(check: Check) -> Scored:
-            return Scored(scoring.score_prompt(self._network, tokens, check))
+            return Scored(scoring.score_prompt(self._twin, tokens, check))
 
         self._add_beside(Outlet(request_id, sink), work)
 
@@ -197,7 +200,7 @@ class TransformersEngine:
 
     def _search(self, prompt: list[int], params: SamplingParams, check: Check) -> Finished:
         ends, decode = self._ends(params), self._decoder(params)
-        found = beams.search_beams(self._network, prompt, params, ends, decode, check)
+        found = beams.search_beams(self._twin, prompt, params, ends, decode, check)
         return Finished(tuple(self._complete(prompt, beam, params, check) for beam in found))
 
     def _complete(
@@ -207,7 +210,7 @@ class TransformersEngine:
         logprobs: tuple[TokenLogprob, ...] | None = None
         if params.logprobs is not None:
             rows = scoring.top_logprobs(
-                self._network, [*prompt, *tokens], len(prompt), params.logprobs, check
+                self._twin, [*prompt, *tokens], len(prompt), params.logprobs, check
             )
             logprobs = tuple(
                 name_logprob(token, row, self._token_text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,18 @@ def read_model(
             torch.set_num_threads(len(gpu_slice.cpus))
     found = ends if isinstance(ends, list) else [ends]
     return model.eval(), [token for token in found if token is not None]
+
+
+def share_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model on the same weights, for another thread.
+
+    A forward pass of transformers writes to its model's configuration and restores it after
+    (is_causal, in merge_with_config_defaults): a plain pass beside a step of the batch would
+    sometimes attend to later tokens, and give wrong log-probabilities without any error.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    twin: PreTrainedModel = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return twin
 
 
 def _expanded(name: str) -> str:
