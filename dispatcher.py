@@ -169,11 +169,10 @@ class GPUDispatcher:
         """
         assert self.plan.lock_dir is not None
         for gpu in home.gpus:
-            notes = note.read_notes(self.plan.lock_dir, gpu.uuid)
-            if not notes or not lockdir.is_locked(self.plan.lock_dir, gpu):
+            last = next(iter(note.read_notes(self.plan.lock_dir, gpu.uuid)), None)
+            if last is None or (last.pool, last.slot) != (self._pool, home.slot):
                 continue
-            last = notes[0]
-            if (last.pool, last.slot) == (self._pool, home.slot) and last.ended_s is None:
+            if last.ended_s is None and lockdir.is_locked(self.plan.lock_dir, gpu):
                 seen = self._predecessor_seen.setdefault(last.trace.pid, time.monotonic())
                 return time.monotonic() - seen < PREDECESSOR_WAIT_S
         return False

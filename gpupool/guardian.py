@@ -125,11 +125,10 @@ def _wait_for_end(worker_fd: int, control: socket.socket, held: list[int]) -> No
     poller.register(control, select.POLLIN)
     while True:
         ready = {fd for fd, _ in poller.poll()}
-        if control.fileno() in ready and not _take_over(control, held):
+        if worker_fd in ready:
+            return  # what was sent and not yet taken over is held by the socket itself
+        if not _take_over(control, held):
             poller.unregister(control)
-        # What was sent before the end must be held before the group is looked at.
-        elif worker_fd in ready:
-            return
 
 
 def _take_over(control: socket.socket, held: list[int]) -> bool:

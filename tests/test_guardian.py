@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import fcntl
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -261,6 +263,19 @@ def test_a_descriptor_sent_just_before_the_end_is_held_until_the_group_is_gone(
         os.kill(keeper, signal.SIGCONT)
         wait_until(lambda: is_free(folder), 3, "the lease to be free")
         assert not any(map(is_alive, family))
+
+
+def test_the_guardian_imports_nothing_after_its_fork(folder: Path) -> None:
+    def work(say: Say) -> None:
+        with patch.object(builtins, "__import__", side_effect=ImportError):
+            keeper = guardian.start()
+        keeper.hold(try_lock(lock_modes(folder, [GPU])).fds)
+        say(" ".join(map(str, start_family())))
+
+    with Forked(work) as worker:
+        family = pids(worker.hear())
+        worker.kill()
+        wait_until(lambda: not any(map(is_alive, family)), 2, "the end of the group")
 
 
 def test_the_guardian_is_small(folder: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_vain_wait_is_not_repeated_for_the_same_user(
 
 
 def start_engine(
-    variables: dict[str, str], *, own_session: bool = False
+    variables: dict[str, str], *, own_session: bool = False, own_group: bool = False
 ) -> subprocess.Popen[bytes]:
     """An engine process that ignores what can be ignored."""
     code = (
@@ -198,6 +198,7 @@ def start_engine(
         env=os.environ | variables,
         stdout=subprocess.PIPE,
         start_new_session=own_session,
+        process_group=0 if own_group else None,
     )
     assert engine.stdout is not None
     engine.stdout.readline()
@@ -238,13 +239,16 @@ def test_a_shells_process_group_is_not_killed(planned: GPUDispatcher) -> None:
     """A worker that leads no group of its own shares it with whoever started it."""
 
     def work(say: Say) -> None:
+        shell = start_engine({}, own_group=True)
+        os.setpgid(0, shell.pid)
         take(planned)
         bystander = start_engine({})
+        shell.kill()
+        shell.wait()
         say(str(bystander.pid))
 
     with Forked(work) as worker:
         bystander = int(worker.hear())
-        worker.kill()
     try:
         lease = take(planned)
         lease.await_free(10)

@@ -287,6 +287,25 @@ def test_a_full_disk_still_locks(small_folder: Path) -> None:
     held.release()
 
 
+def test_by_default_all_share_the_first_directory_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "run" / "gpupool", tmp_path / "shm" / "gpupool"
+    second.mkdir(parents=True)
+    monkeypatch.setattr(lockdir, "CANDIDATES", (first, second))
+    assert lockdir.open_lock_dir(None) == second
+
+
+def test_by_default_the_first_directory_that_can_be_made_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    made = tmp_path / "shm" / "gpupool"
+    monkeypatch.setattr(lockdir, "CANDIDATES", (tmp_path / "file" / "gpupool", made))
+    assert lockdir.open_lock_dir(None) == made
+    assert stat.S_IMODE(made.stat().st_mode) == 0o1777
+
+
 def test_a_missing_directory_is_created(tmp_path: Path) -> None:
     assert lockdir.open_lock_dir(tmp_path / "a" / "b").is_dir()
 
