@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from gpupool.engines.vllm import VllmEngine
 from gpupool.engines.vllm_arguments import parse_arguments
-from gpupool.engines.vllm_model import check_model
+from gpupool.engines.vllm_model import check_model, require_vllm
 from gpupool.errors import ConfigError
 from gpupool.settings import Settings
 from tests.demo_model import gguf_path, model_folder
@@ -84,6 +86,22 @@ def test_broken_json_is_refused(tmp_path: Path) -> None:
     shutil.copytree(model_folder(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safe*"))
     (tmp_path / "model" / "config.json").write_text("{")
     assert "vLLM says" in refusal(tmp_path / "model")
+
+
+def test_a_build_for_other_hardware_is_refused() -> None:
+    from vllm.platforms import current_platform
+
+    is_cpu = current_platform.is_cpu()
+    require_vllm(on_gpu=not is_cpu)
+    with pytest.raises(ConfigError, match="--infer_type vllm: .* vLLM installed here is"):
+        require_vllm(on_gpu=is_cpu)
+
+
+def test_an_environment_without_vllm_says_how_to_install_it() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "vllm.platforms", None)
+        with pytest.raises(ConfigError, match=re.escape("pip install 'gpupool[vllm]'")):
+            require_vllm(on_gpu=True)
 
 
 def test_refused_arguments_are_refused_before_the_model_is_looked_at() -> None:
