@@ -115,15 +115,17 @@ def _answers(pool: Pool) -> bool:
 
 
 def test_a_killed_worker_comes_back_on_its_slice(tmp_path: Path) -> None:
+    flags = ("--model_name", "M", "--infer_type", "tests.engines.has_child:HasChild")
     with (
         fake_machine(tmp_path, gpus=4, links=[(0, 1), (2, 3)]) as machine,
-        Pool(tmp_path, *SCRIPTED, "--per_proc_gpus", "2", env=machine.env()) as pool,
+        Pool(tmp_path, *flags, "--per_proc_gpus", "2", env=machine.env()) as pool,
     ):
         pool.wait_ready(workers=2)
         before = pool.workers()
         assert [len(worker["gpus"]) for worker in before] == [2, 2]
         assert len({uuid for worker in before for uuid in worker["gpus"]}) == 4
         group = [pid for pid in pool.pids() if _group(pid) == before[0]["pid"]]
+        assert len(group) == 2  # the worker and its engine's child
         os.kill(before[0]["pid"], signal.SIGKILL)
         wait_until(lambda: not any(map(is_alive, group)), 5, "the end of the worker's group")
         wait_until(
@@ -138,6 +140,23 @@ def test_a_killed_worker_comes_back_on_its_slice(tmp_path: Path) -> None:
         assert after[0]["gpus"] == before[0]["gpus"]
         assert after[1]["pid"] == before[1]["pid"]
         assert after[0]["restarts"] == 1
+
+
+def test_master_and_workers_killed_together_leave_nothing(tmp_path: Path) -> None:
+    flags = ("--model_name", "M", "--infer_type", "tests.engines.has_child:HasChild")
+    with (
+        fake_machine(tmp_path, gpus=2) as machine,
+        Pool(tmp_path, *flags, env=machine.env()) as pool,
+    ):
+        pool.wait_ready(workers=2)
+        pids = pool.pids()
+        assert len(pids) == 7  # the master; two workers with a child and a guardian each
+        for pid in [pool.process.pid, *(worker["pid"] for worker in pool.workers())]:
+            os.kill(pid, signal.SIGKILL)
+        pool.process.wait(5)
+        wait_until(lambda: not any(map(is_alive, pids)), 2, "the end of every process")
+        with Pool(tmp_path, *flags, env=machine.env()) as again:
+            again.wait_ready(workers=2, deadline_s=20)
 
 
 def _group(pid: int) -> int:
