@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import torch
+import torch  # noqa: TID253 (no test here runs without it)
 
 from gpupool.engines.base import SamplingParams
 from gpupool.engines.sampling import HEAD_TOKENS, Draw, choose_tokens
@@ -104,7 +104,7 @@ def test_min_p_is_relative_to_the_best() -> None:
 
 def test_seed_gives_the_same_tokens_alone_and_among_others() -> None:
     logits = noise(40)
-    params = {"top_p": 0.9, "temperature": 1.5, "seed": 7}
+    params: dict[str, Any] = {"top_p": 0.9, "temperature": 1.5, "seed": 7}
     alone = choose(logits[17:18], [draw_of(**params)])
     others: list[Draw | None] = [draw_of(seed=row, top_k=row + 1) for row in range(40)]
     others[17] = draw_of(**params)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
+import torch  # noqa: TID253 (no test here runs without it)
 
 from gpupool.engines.base import Failed
 from gpupool.errors import EngineError

@@ -145,7 +145,7 @@ def test_end_of_the_batch_is_the_end_of_every_request() -> None:
         def break_down(*words: Any, **named: Any) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        engine._network.forward = break_down  # type: ignore[method-assign]
+        engine._network.forward = break_down
         assert isinstance(error_of(running), EngineDead)
         wait_until(lambda: engine.dead_reason is not None)
         assert "illegal memory access" in str(engine.dead_reason)

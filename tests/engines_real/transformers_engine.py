@@ -34,7 +34,7 @@ def loaded_engine(*engine_args: str) -> Iterator[TransformersEngine]:
     cores = tuple(sorted(os.sched_getaffinity(0)))
     engine = TransformersEngine(settings, Slice(slot=0, gpus=(), cpus=cores))
     try:
-        engine.load(lambda phase, fraction=None: None)
+        engine.load(lambda phase, fraction: None)
         yield engine
     finally:
         engine.die()
