@@ -103,12 +103,30 @@ def test_as_many_texts_as_asked_for_come_back_best_first() -> None:
     assert scores == sorted(scores, reverse=True)
 
 
+class Constant(Toy):
+    """Half of what is said at any time is the end."""
+
+    def position(self, tokens: Sequence[int]) -> dict[int, Entry]:
+        return {END: Entry(math.log(0.5)), 1: Entry(math.log(0.3)), 2: Entry(math.log(0.2))}
+
+    def num_steps(self, **params: Any) -> int:
+        self.asked.clear()
+        self.run(SamplingParams(max_tokens=10, **params))
+        return max(self.asked) + 1
+
+
 def test_early_stopping_ends_with_the_first_full_set_of_texts() -> None:
-    patient, eager = Toy(end_weight=5), Toy(end_weight=5)
-    params = {"max_tokens": 30, "beam_width": 2, "length_penalty": 2.0}
-    patient.run(SamplingParams(**params, early_stopping="never"))
-    eager.run(SamplingParams(**params, early_stopping=True))
-    assert max(eager.asked) < max(patient.asked)
+    # Two texts after two steps; by the penalty a longer one is still worth more than the worst.
+    wanted = {"beam_width": 2, "length_penalty": 2.0}
+    steps = [Constant().num_steps(**wanted, early_stopping=flag) for flag in (True, False)]
+    assert steps[0] == 2
+    assert steps[1] > 2
+
+
+def test_never_stopping_early_counts_with_the_longest_text() -> None:
+    steps = [Constant().num_steps(beam_width=1, early_stopping=f) for f in (False, "never")]
+    assert steps[0] == 1
+    assert steps[1] > 1
 
 
 def test_a_search_ends_when_what_runs_cannot_beat_what_has_finished() -> None:

@@ -452,6 +452,14 @@ def test_a_killed_engine_core_ends_every_request(mortal: VllmEngine) -> None:
     assert mortal.dead_reason == before
 
 
+def test_a_killed_worker_of_an_idle_engine_is_noticed(mortal: VllmEngine) -> None:
+    core, worker = sorted(mortal._family.alive(), key=lambda process: process.create_time())
+    worker.kill()
+    await_true(lambda: mortal.dead_reason)
+    await_true(lambda: not mortal._family.alive())
+    assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE
+
+
 def test_death_while_requests_run_leaves_no_process(mortal: VllmEngine) -> None:
     others = {process.pid for process in vllm_processes()}
     members = {process.pid for process in mortal._family.alive()}
