@@ -103,11 +103,14 @@ def test_as_many_texts_as_asked_for_come_back_best_first() -> None:
     assert scores == sorted(scores, reverse=True)
 
 
+@dataclass
 class Constant(Toy):
-    """Half of what is said at any time is the end."""
+    """The same probabilities after every prefix; the end's is the first."""
+
+    weights: tuple[float, ...] = ()
 
     def position(self, tokens: Sequence[int]) -> dict[int, Entry]:
-        return {END: Entry(math.log(0.5)), 1: Entry(math.log(0.3)), 2: Entry(math.log(0.2))}
+        return {token: Entry(math.log(weight)) for token, weight in enumerate(self.weights)}
 
     def num_steps(self, **params: Any) -> int:
         self.asked.clear()
@@ -116,15 +119,17 @@ class Constant(Toy):
 
 
 def test_early_stopping_ends_with_the_first_full_set_of_texts() -> None:
-    # Two texts after two steps; by the penalty a longer one is still worth more than the worst.
+    # One text ends with each of the first two steps, and what runs is worth more than the worst.
+    toy = Constant(weights=(0.3, 0.45, 0.25))
     wanted = {"beam_width": 2, "length_penalty": 2.0}
-    steps = [Constant().num_steps(**wanted, early_stopping=flag) for flag in (True, False)]
+    steps = [toy.num_steps(**wanted, early_stopping=flag) for flag in (True, False)]
     assert steps[0] == 2
     assert steps[1] > 2
 
 
 def test_never_stopping_early_counts_with_the_longest_text() -> None:
-    steps = [Constant().num_steps(beam_width=1, early_stopping=f) for f in (False, "never")]
+    toy = Constant(weights=(0.5, 0.3, 0.2))
+    steps = [toy.num_steps(beam_width=1, early_stopping=f) for f in (False, "never")]
     assert steps[0] == 1
     assert steps[1] > 1
 
