@@ -12,16 +12,15 @@ import logging
 import os
 import socket
 import sys
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
-from dispatcher import GPUDispatcher, Grant, Lease
-from gpupool import guardian
+from dispatcher import GPUDispatcher
 from gpupool.api import is_generation
+from gpupool.boot import BACKOFF_S, Boot
 from gpupool.errors import EngineDead
 from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
@@ -33,10 +32,8 @@ from gpupool.settings import Settings
 log = logging.getLogger(__name__)
 
 ENGINE_FAILED = 70  # any code but gunicorn's 3 and 4, which stop the whole service
-BACKOFF_S = (1, 5, 30, 120)
 NUM_CONTROL_THREADS = 4
-LEASE_RETRY_S = 1.0
-MEMORY_FREE_TIMEOUT_S = 30.0
+CHECK_PERIOD_S = 0.5
 
 
 def log_first_ready(settings: Settings) -> None:
@@ -57,7 +54,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     settle (worker); everything after that happens here."""
 
     settings: Settings
-    dispatcher: GPUDispatcher
+    boot: Boot
     row: Slot
     replica: Replica
     slot = 0
@@ -69,30 +66,17 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         scoreboard.claim(slot)
 
     def settle(self, settings: Settings, dispatcher: GPUDispatcher) -> None:
-        """First steps after the fork, while there is one thread: guardian, then the lease.
+        """First steps after the fork, while there is one thread.
 
         gunicorn answers an exception here by stopping the whole service, so none leaves.
         """
-        self.settings, self.dispatcher = settings, dispatcher
-        self.row.pid = os.getpid()
-        self._lease: Lease | None = None
+        self.settings = settings
         try:
-            self.guardian = guardian.start()
-            self._hold(dispatcher.acquire(self.slot))
+            self.boot = Boot(self.slot, self.row, settings, dispatcher)
         except Exception:
             log.exception("worker %d could not settle", self.slot)
             time.sleep(BACKOFF_S[0])
             os._exit(ENGINE_FAILED)
-
-    def _hold(self, grant: Grant) -> bool:
-        """Take a granted lease: the guardian keeps it too, and the process is bound to it."""
-        if grant.lease is None:
-            return False
-        self._lease = grant.lease
-        self.guardian.hold(grant.lease.fds)
-        grant.lease.bind()
-        self.row.describe(gpus=tuple(gpu.uuid for gpu in grant.lease.slice.gpus))
-        return True
 
     # The life of the process.
 
@@ -123,9 +107,9 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
             idle_timeout_s=self.settings.keepalive_s,
         )
         self.room = Room(self.settings.max_wait_s)
-        self._stopping = threading.Event()
         self._drain_by = float("inf")
-        threading.Thread(target=self._boot, name="boot", daemon=True).start()
+        self._next_check = 0.0
+        self.boot.start(self.replica, on_failed=self._leave)
         super().run()
         self.replica.close()
         if self.exit_code:
@@ -136,46 +120,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.cfg.worker_int(self)
         os._exit(0)
 
-    # The engine, on the boot thread.
-
-    def _boot(self) -> None:
-        try:
-            lease = self._await_lease()
-            if lease is None:
-                return
-            lease.await_free(MEMORY_FREE_TIMEOUT_S)
-            self.replica.load(lease.slice, self.settings)
-            self.row.failures = 0
-        except BaseException as error:
-            log.exception("worker %d could not load its engine", self.slot)
-            self._fail(error)
-
-    def _await_lease(self) -> Lease | None:
-        """The lease of post_fork, or the next that is granted; None if the worker stops first."""
-        while self._lease is None:
-            grant = self.dispatcher.acquire(self.slot)
-            if self._hold(grant):
-                break
-            if self.replica.phase != grant.reason:
-                log.warning("worker %d waits for its GPUs: %s", self.slot, grant.reason)
-                self.replica.enter("waiting", grant.reason)
-            if self._stopping.wait(LEASE_RETRY_S):
-                return None
-        return self._lease
-
-    def _fail(self, error: BaseException) -> None:
-        """Publish the failure, wait the slice's back-off, leave; the master forks a successor."""
-        self.row.failures += 1
-        self.row.describe(last_error=f"{type(error).__name__}: {error}")
-        self.replica.fail(error)
-        delay_s = BACKOFF_S[min(self.row.failures, len(BACKOFF_S)) - 1]
-        log.warning(
-            "worker %d failed %d time(s) in a row; next try in %d s",
-            self.slot,
-            self.row.failures,
-            delay_s,
-        )
-        self._stopping.wait(delay_s)
+    def _leave(self) -> None:
+        """Finish what runs and make room for a successor."""
         self.exit_code = ENGINE_FAILED
         self.handle_exit(None, None)
 
@@ -246,33 +192,38 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def murder_pending(self) -> None:
         """Once a turn: deadlines, and whether the engine still lives."""
-        if not self.alive and not self._stopping.is_set():
+        if not self.alive and self._drain_by == float("inf"):
             self._begin_drain()
         self.intake.expire(drain=time.monotonic() >= self._drain_by)
         for conn in self.room.take_expired():
             self._submit(self.tpool, conn)
-        self._check_engine()
+        if self.alive and time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + CHECK_PERIOD_S
+            self._check()
         if self.row.pid != os.getpid():
             # A reload has given the slot to a successor; what this worker writes is its own now.
             self.row = Slot()
             self.row.pid = os.getpid()
 
     def _begin_drain(self) -> None:
-        self._stopping.set()
+        self.boot.stop()
         self._drain_by = time.monotonic() + STOP_KEEPALIVE_LINGER
         if self.replica.state == "ready":
             self.replica.enter("draining")
         self._leave_room()
 
-    def _check_engine(self) -> None:
+    def _check(self) -> None:
+        """Leave if the engine died, or if others may take the GPUs."""
         engine = self.replica.engine
-        if self.replica.state != "ready" or engine is None or engine.dead_reason is None:
-            return
-        log.error("worker %d: the engine died: %s", self.slot, engine.dead_reason)
-        self.row.describe(last_error=engine.dead_reason)
-        self.replica.fail(EngineDead(engine.dead_reason))
-        self.exit_code = ENGINE_FAILED
-        self.handle_exit(None, None)
+        reason = engine.dead_reason if engine is not None else None
+        if self.replica.state == "ready" and reason is not None:
+            self.replica.fail(EngineDead(reason))
+        else:
+            reason = self.boot.trouble()
+        if reason is not None:
+            log.error("worker %d leaves: %s", self.slot, reason)
+            self.row.describe(last_error=reason)
+            self._leave()
 
     def _publish(self) -> None:
         """The replica changed: tell the siblings, and let the waiting requests go."""
