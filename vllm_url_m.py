@@ -7,13 +7,13 @@ processes, with tensor parallelism over the slice's GPUs. Importing this module 
 from __future__ import annotations
 
 from gpupool.app import create_app
-from gpupool.engines.base import Report
+from gpupool.engines.base import Engine, Report
 from gpupool.engines.vllm import VllmEngine
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 
 
-def boot(gpu_slice: Slice, settings: Settings, report: Report) -> VllmEngine:
+def boot(gpu_slice: Slice, settings: Settings, report: Report) -> Engine:
     """Construct, load and warm up. The lease has bound the process to the slice before."""
     engine = VllmEngine(settings, gpu_slice)
     engine.load(report)

@@ -21,7 +21,6 @@ from gpupool.engines.base import (
     TokenLogprob,
 )
 from gpupool.engines.vllm_beams import BeamSearch
-from gpupool.errors import Cancelled
 
 WARM_UP_TOKENS = 8
 
@@ -135,15 +134,11 @@ class Calls:
             async for result in client.generate(tokens_input(list(prompt)), params, request_id):
                 finished = result.finished
                 if result.outputs[0].finish_reason in ("abort", "error"):
-                    raise _interrupted(result.outputs[0].finish_reason)
+                    raise sampling.unforeseen()
                 yield result
         finally:
             if not finished:
                 await client.abort(request_id)
-
-
-def _interrupted(reason: str) -> Exception:
-    return Cancelled("vLLM aborted the request") if reason == "abort" else sampling.unforeseen()
 
 
 def _end_tokens(client: Any) -> frozenset[int]:
