@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gpupool.engines.base import Failed
 from gpupool.engines.sampling import Draw, choose_tokens
 from gpupool.engines.sequence import RunningSequence
-from gpupool.engines.transformers_args import TransformersArgs
 from gpupool.errors import Cancelled, EngineDead, EngineError
-from gpupool.partition import Slice
 
 if TYPE_CHECKING:
     import torch
@@ -31,34 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CPU_SLOTS = 64
-CPU_STEP_TOKENS = 256
-CPU_CACHE_BLOCKS = 128
-GPU_SLOTS = 256
-
 POLL_S = 0.2  # how long a dead batch may go unnoticed
 NO_END_TOKEN = [-1]  # None would mean the model's own
-
-
-def make_config(
-    args: TransformersArgs, model: PreTrainedModel, gpu_slice: Slice
-) -> ContinuousBatchingConfig:
-    """Sizes of the cache and of a step, from the arguments, the model and the machine."""
-    from transformers.generation.configuration_utils import ContinuousBatchingConfig
-
-    _quiet_library_log()
-    is_gpu = bool(gpu_slice.gpus)
-    return ContinuousBatchingConfig(
-        num_blocks=args.num_blocks or (None if is_gpu else CPU_CACHE_BLOCKS),
-        max_batch_tokens=args.max_batch_tokens or (None if is_gpu else CPU_STEP_TOKENS),
-        max_requests_per_batch=args.max_num_seqs or (GPU_SLOTS if is_gpu else CPU_SLOTS),
-        max_memory_percent=args.cache_memory_fraction,
-        auto_switch_to_flash=is_gpu and args.attn_implementation == "auto",
-        # Our sampling reads the tokens of the step before on the host. A CUDA graph would replay
-        # the first step's sampling for ever, and the asynchronous mode runs a step ahead of it.
-        use_cuda_graph=False,
-        use_async_batching=False,
-    )
 
 
 def _quiet_library_log() -> None:
@@ -76,6 +48,7 @@ class Batch:
     def __init__(self, model: PreTrainedModel, config: ContinuousBatchingConfig) -> None:
         from transformers import GenerationConfig
 
+        _quiet_library_log()
         # A generation config of our own: the model's may sample, penalize or suppress, and all
         # of that is decided per request, by `choose_tokens`. Its highest logit is the choice.
         plain = GenerationConfig(do_sample=False, eos_token_id=NO_END_TOKEN[0], pad_token_id=0)
@@ -90,6 +63,8 @@ class Batch:
         self._started = threading.Event()
         self._add_processor()
         self._manager.warmup()
+        if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+            _bridge_devices(self.cache)
         self._collector = threading.Thread(target=self._collect, name="batch", daemon=True)
 
     def _add_processor(self) -> None:
@@ -237,6 +212,25 @@ class Batch:
             self._keys.clear()
         for sequence in left:
             sequence.outlet.end(Failed(EngineDead(self.dead_reason or "the engine is gone")))
+
+
+def _bridge_devices(cache: Any) -> None:
+    """Let layers on several GPUs use the one cache, which is on the first.
+
+    transformers writes a layer's keys into the cache as if both were on one device.
+    """
+    update, home = cache.update, cache.cache_tensor.device
+
+    def update_across(
+        key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        away = key_states.device
+        for name in ("read_index", "write_index"):
+            kwargs[name] = [index.to(home) for index in kwargs[name]]
+        key, value = update(key_states.to(home), value_states.to(home), layer_idx, kwargs)
+        return key.to(away), value.to(away)
+
+    cache.update = update_across
 
 
 def _make_processor(batch: Batch) -> ContinuousBatchingLogitsProcessor:
