@@ -165,7 +165,8 @@ class VllmEngine:
     # Requests.
 
     def tokenize(self, text: str) -> list[int]:
-        """By a copy of vLLM's tokenizer: one that is in use must not be asked by others."""
+        """One copy and a lock: vLLM's own makes, and keeps, a copy per thread that asks at the
+        same time."""
         with self._tokenizer_lock:
             return list(self._tokenizer.encode(text))
 
