@@ -1,0 +1,101 @@
+"""The experiments: who is compared with whom, and the goals (driver). Loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.ancestor import start_ancestor
+from benchmarks.contender import Contender
+from benchmarks.offline import start_engine
+from benchmarks.pool_load import start_pool
+from benchmarks.vllm_serve import start_vllm_serve
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`name` should reach `goal` times the tokens/s of `base`; None: shown without a goal."""
+
+    name: str
+    base: str
+    goal: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Contenders that run side by side, and what is read from them."""
+
+    name: str
+    title: str
+    text: str
+    contenders: Callable[[Sequence[int]], list[Contender]]  # given the allowed cores
+    comparisons: tuple[Comparison, ...]
+
+
+def _one_worker(cores: Sequence[int]) -> list[Contender]:
+    one = (cores[0],)
+    return [
+        Contender("bare_engine", "`LLM.generate`, all prompts in one call", one, 32, start_engine),
+        Contender("pool_1", "pool, 1 worker", one, 32, start_pool(1)),
+    ]
+
+
+def _two_workers(cores: Sequence[int]) -> list[Contender]:
+    one, both = (cores[0],), (cores[0], cores[1])
+    serve = start_vllm_serve(2, is_bound=True)
+    return [
+        Contender("pool_2", "pool, 2 workers on a core each", both, 64, start_pool(2)),
+        Contender("pool_1_one_core", "pool, 1 worker on one core", one, 32, start_pool(1)),
+        Contender("pool_1_both_cores", "pool, 1 worker on both cores", both, 64, start_pool(1)),
+        Contender("vllm_serve_dp_2", "`vllm serve --data-parallel-size 2`", both, 64, serve),
+    ]
+
+
+def _ancestor(cores: Sequence[int]) -> list[Contender]:
+    one = (cores[0],)
+    return [
+        Contender("pool_1", "pool, 1 worker", one, 32, start_pool(1)),
+        Contender("ancestor", "sync worker, a generate per request", one, 32, start_ancestor),
+    ]
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            name="one_worker",
+            title="One worker against the bare engine",
+            text=(
+                "What the pool around an engine costs. Both have the same core and one OpenMP "
+                "thread; the load client is on another core."
+            ),
+            contenders=_one_worker,
+            comparisons=(Comparison("pool_1", "bare_engine", 0.95),),
+        ),
+        Experiment(
+            name="two_workers",
+            title="Two workers against one, and against vLLM's own data parallelism",
+            text=(
+                "What a second replica brings. On both cores together 64 requests are sent, to "
+                "the worker on one core 32. vLLM's engines are bound to a core each as the "
+                "pool's are. Where a contender has both cores, the load client shares them."
+            ),
+            contenders=_two_workers,
+            comparisons=(
+                Comparison("pool_2", "pool_1_one_core", 1.8),
+                Comparison("pool_2", "vllm_serve_dp_2", 2.0),
+                Comparison("pool_2", "pool_1_both_cores", None),
+            ),
+        ),
+        Experiment(
+            name="ancestor",
+            title="Against the design before the pool",
+            text=(
+                "What batching across requests brings: 32 clients with one prompt each, on the "
+                "same core."
+            ),
+            contenders=_ancestor,
+            comparisons=(Comparison("pool_1", "ancestor", 8.0),),
+        ),
+    )
+}
