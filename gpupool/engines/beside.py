@@ -1,16 +1,17 @@
-"""Work beside the running batch: scores and beam searches, one at a time (worker process).
+"""Work beside the running batch: scores and beam searches (worker process).
 
-They use the model directly, on a thread of their own, while the batch goes on.
+They use the model's twin directly, on a thread of their own, while the batch goes on. Beam
+searches run one at a time; scores that wait together run together.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from gpupool.engines.base import Failed, Finished, Scored
 from gpupool.engines.outlet import Outlet
@@ -18,29 +19,32 @@ from gpupool.errors import Cancelled, EngineDead, EngineError, RequestError
 
 log = logging.getLogger(__name__)
 
-
 Check = Callable[[], None]
 """Called between the steps of a job: the sign of life, and the place where it gives up."""
 
-Work = Callable[[Check], Finished | Scored]
+Search = Callable[[Check], Finished]
+ScoreTogether = Callable[[Sequence[Sequence[int]], Check], list[tuple[float, ...]]]
 
 
 @dataclass(slots=True)
 class Job:
-    """One request."""
+    """One request: a prompt to score, or a search to run."""
 
     outlet: Outlet
-    work: Work
-    is_cancelled: threading.Event = field(default_factory=threading.Event)
+    prompt: Sequence[int] = ()
+    search: Search | None = None
 
 
 class Beside:
-    """The thread and its queue, from `start` to `stop`."""
+    """The thread and its queue, from `start` to `stop`. A group of scores has at most
+    `group_tokens` tokens, padding included."""
 
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    def __init__(self, score: ScoreTogether, group_tokens: int) -> None:
+        self._score = score
+        self._group_tokens = group_tokens
+        self._waiting: deque[Job] = deque()
         self._jobs: dict[str, Job] = {}
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._is_stopped = False
         self._thread = threading.Thread(target=self._work, name="beside", daemon=True)
         self.last_progress = time.monotonic()
@@ -49,54 +53,99 @@ class Beside:
         """Begin to work."""
         self._thread.start()
 
-    def add(self, outlet: Outlet, work: Work) -> None:
+    def add(self, job: Job) -> None:
         """Queue a request; its outlet ends in any case. Any thread."""
-        job = Job(outlet, work)
-        with self._lock:
+        with self._changed:
             if not self._is_stopped:
-                self._jobs[outlet.request_id] = job
-                self._queue.put(job)
+                self._jobs[job.outlet.request_id] = job
+                self._waiting.append(job)
+                self._changed.notify()
                 return
-        outlet.end(Failed(EngineDead("the engine is stopping")))
+        job.outlet.end(Failed(EngineDead("the engine is stopping")))
 
     def cancel(self, request_id: str) -> None:
         """End a request at once; its work stops within one step. Any thread."""
-        with self._lock:
+        with self._changed:
             job = self._jobs.get(request_id)
         if job is not None:
-            job.is_cancelled.set()
             job.outlet.end(Failed(Cancelled("the request was cancelled")))
 
     def stop(self, timeout_s: float, reason: str) -> None:
         """End every request with EngineDead, and the thread after its running step."""
-        with self._lock:
+        with self._changed:
             self._is_stopped = True
             jobs = list(self._jobs.values())
+            self._changed.notify()
         for job in jobs:
-            job.is_cancelled.set()
             job.outlet.end(Failed(EngineDead(reason)))
-        self._queue.put(None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
-    def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
-            self._run(job)
-            with self._lock:
-                if self._jobs.get(job.outlet.request_id) is job:
-                    del self._jobs[job.outlet.request_id]
+    # On the thread.
 
-    def _run(self, job: Job) -> None:
+    def _work(self) -> None:
+        while jobs := self._take():
+            self._run(jobs)
+            with self._changed:
+                for job in jobs:
+                    if self._jobs.get(job.outlet.request_id) is job:
+                        del self._jobs[job.outlet.request_id]
+
+    def _take(self) -> list[Job]:
+        """The oldest job, and the scores that can go with it; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_stopped)
+            if self._is_stopped:
+                return []
+            group = [self._waiting.popleft()]
+            if group[0].search is None:
+                group += self._companions(len(group[0].prompt))
+        return group
+
+    def _companions(self, longest: int) -> list[Job]:
+        """Waiting scores of much the same length: each is padded to the longest."""
+        found: list[Job] = []
+        for job in self._waiting:
+            length = len(job.prompt)
+            if job.search is None and longest <= 2 * length <= 4 * longest:
+                if max(longest, length) * (len(found) + 2) > self._group_tokens:
+                    break
+                longest = max(longest, length)
+                found.append(job)
+        for job in found:
+            self._waiting.remove(job)
+        return found
+
+    def _run(self, jobs: list[Job]) -> None:
         def check() -> None:
-            if job.is_cancelled.is_set():
+            if all(job.outlet.is_over for job in jobs):
                 raise Cancelled("the request was cancelled")
             self.last_progress = time.monotonic()
 
         try:
             check()
-            job.outlet.end(job.work(check))
+            self._answer(jobs, check)
         except RequestError as error:
-            job.outlet.end(Failed(error))
+            _fail(jobs, error)
         except Exception:
-            log.exception("a score or beam search failed request=%s", job.outlet.request_id)
-            job.outlet.end(Failed(EngineError("the engine failed on this request")))
+            if len(jobs) > 1:
+                # One of them may be the cause; the others must not suffer for it.
+                for job in jobs:
+                    self._run([job])
+                return
+            log.exception("a score or beam search failed request=%s", jobs[0].outlet.request_id)
+            _fail(jobs, EngineError("the engine failed on this request"))
+
+    def _answer(self, jobs: list[Job], check: Check) -> None:
+        search = jobs[0].search
+        if search is not None:
+            jobs[0].outlet.end(search(check))
+            return
+        scores = self._score([job.prompt for job in jobs], check)
+        for job, logprobs in zip(jobs, scores, strict=True):
+            job.outlet.end(Scored(logprobs))
+
+
+def _fail(jobs: list[Job], error: RequestError) -> None:
+    for job in jobs:
+        job.outlet.end(Failed(error))

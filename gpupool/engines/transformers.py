@@ -30,7 +30,7 @@ from gpupool.engines.base import (
     Sink,
     TokenLogprob,
 )
-from gpupool.engines.beside import Beside, Check
+from gpupool.engines.beside import Beside, Check, Job
 from gpupool.engines.outlet import Outlet
 from gpupool.engines.sequence import RunningSequence, name_logprob
 from gpupool.engines.transformers_args import parse_engine_args
@@ -113,7 +113,8 @@ class TransformersEngine:
         self._twin = models.share_weights(self._network)
         config = make_config(self._args, self._network, self._slice)
         self._batch = Batch(self._network, config)
-        self._beside = Beside()
+        group_tokens = scoring.GROUP_TOKENS[self._network.device.type]
+        self._beside = Beside(self._score_together, group_tokens)
         context = models.context_tokens(self._network.config, self._args)
         if self._batch.cache_tokens < context:
             log.warning(
@@ -185,21 +186,23 @@ class TransformersEngine:
 
     def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
         """See Engine.score."""
-        tokens = list(prompt)
+        self._add_beside(Job(Outlet(request_id, sink), prompt=list(prompt)))
 
-        def work(check: Check) -> Scored:
-            return Scored(scoring.score_prompt(self._twin, tokens, check))
-
-        self._add_beside(Outlet(request_id, sink), work)
+    def _score_together(
+        self, prompts: Sequence[Sequence[int]], check: Check
+    ) -> list[tuple[float, ...]]:
+        return scoring.score_prompts(self._twin, prompts, check)
 
     def beam_search(
         self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
     ) -> None:
         """See Engine.beam_search."""
         tokens = list(prompt)
-        self._add_beside(
-            Outlet(request_id, sink), lambda check: self._search(tokens, params, check)
-        )
+
+        def search(check: Check) -> Finished:
+            return self._search(tokens, params, check)
+
+        self._add_beside(Job(Outlet(request_id, sink), search=search))
 
     def _search(self, prompt: list[int], params: SamplingParams, check: Check) -> Finished:
         ends, decode = self._ends(params), self._decoder(params)
@@ -221,10 +224,10 @@ class TransformersEngine:
             )
         return Completion(text, tuple(tokens), "stop" if is_stopped else "length", logprobs)
 
-    def _add_beside(self, outlet: Outlet, work: Callable[[Check], Finished | Scored]) -> None:
-        if not self._refuse_if_dead(outlet):
+    def _add_beside(self, job: Job) -> None:
+        if not self._refuse_if_dead(job.outlet):
             assert self._beside is not None
-            self._beside.add(outlet, work)
+            self._beside.add(job)
 
     def _refuse_if_dead(self, outlet: Outlet) -> bool:
         reason = self.dead_reason

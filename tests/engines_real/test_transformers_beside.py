@@ -10,7 +10,7 @@ import torch  # noqa: TID253 (no test here runs without it)
 from transformers import GenerationConfig  # noqa: TID253
 
 from gpupool.engines import scoring
-from gpupool.engines.base import Failed
+from gpupool.engines.base import Failed, Scored
 from gpupool.errors import Cancelled, EngineError
 from tests.engines_real.transformers_engine import Client, completion_of, loaded_engine
 
@@ -70,7 +70,7 @@ def test_long_prompt_is_scored_in_pieces(client: Client, monkeypatch: Any) -> No
     prompt = client.tokens(PROMPT * 8)
     monkeypatch.setitem(scoring.MAX_LOGITS, "cpu", 20 * client.engine.model.vocab_size)
     steps: list[int] = []
-    found = scoring.score_prompt(client.engine._twin, prompt, lambda: steps.append(1))
+    (found,) = scoring.score_prompts(client.engine._twin, [prompt], lambda: steps.append(1))
     assert len(steps) == -(-(len(prompt) - 1) // 20)
     assert found == pytest.approx(forward_logprobs(client, prompt), abs=1e-3)
 
@@ -89,6 +89,37 @@ def generate_beams(client: Client, prompt: list[int], **settings: Any) -> list[s
     return [decode(row[len(prompt) :], skip_special_tokens=True) for row in output]
 
 
+def test_prompts_scored_together_are_what_they_are_alone(client: Client) -> None:
+    prompts = [client.tokens(PROMPT)[:length] for length in (9, 16, 12, 2, 1, 13)]
+    passes: list[int] = []
+    together = scoring.score_prompts(client.engine._twin, prompts, lambda: passes.append(1))
+    assert len(passes) == 1
+    for prompt, found in zip(prompts, together, strict=True):
+        assert list(found) == pytest.approx(forward_logprobs(client, prompt), abs=1e-3)
+
+
+def test_waiting_scores_share_a_pass(client: Client) -> None:
+    groups: list[int] = []
+    beside = client.engine._beside
+    assert beside is not None
+    score = beside._score
+
+    def count(prompts: Any, check: Any) -> Any:
+        groups.append(len(prompts))
+        return score(prompts, check)
+
+    beside._score = count
+    try:
+        prompt = client.tokens(PROMPT)
+        answers = [client.start_score(prompt) for _ in range(20)]
+        found = [answer.last() for answer in answers]
+    finally:
+        beside._score = score
+    assert sum(groups) == 20
+    assert len(groups) < 10
+    assert all(isinstance(end, Scored) for end in found)
+
+
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 def test_beams_are_those_of_generate(client: Client, early_stopping: bool | str) -> None:
     prompt = client.tokens("The best thing about summer is")
@@ -101,10 +132,10 @@ def test_beams_are_those_of_generate(client: Client, early_stopping: bool | str)
 
 
 def test_penalized_beams_are_those_of_generate(client: Client) -> None:
-    prompt = client.tokens("The best thing about summer is")
-    (found,) = client.beams(prompt, beam_width=3, max_tokens=16, repetition_penalty=1.6)
+    prompt = client.tokens("I like dogs and I like cats and I like")
+    (found,) = client.beams(prompt, beam_width=3, max_tokens=16, repetition_penalty=1.3)
     settings = {"num_beams": 3, "max_new_tokens": 16}
-    (expected,) = generate_beams(client, prompt, repetition_penalty=1.6, **settings)
+    (expected,) = generate_beams(client, prompt, repetition_penalty=1.3, **settings)
     assert found.text == expected
     assert [expected] != generate_beams(client, prompt, **settings)
 
@@ -145,8 +176,12 @@ def test_beam_search_is_cancelled_within_a_step(client: Client) -> None:
 
 
 def test_score_that_fails_harms_no_other(client: Client) -> None:
-    end = client.ask(lambda name, sink: client.engine.score(name, [1, 10**9], sink)).last()
-    assert isinstance(end, Failed)
-    assert isinstance(end.error, EngineError)
+    """Not even those that would have shared its pass."""
+    prompts = [[1, 2, 3], [1, 10**9, 3], [1, 2, 4]]
+    answers = [client.start_score(prompt) for prompt in prompts]
+    ends = [answer.last() for answer in answers]
+    assert isinstance(ends[0], Scored)
+    assert isinstance(ends[2], Scored)
+    assert isinstance(ends[1], Failed)
+    assert isinstance(ends[1].error, EngineError)
     assert client.engine.dead_reason is None
-    assert len(client.score([1, 2, 3])) == 2

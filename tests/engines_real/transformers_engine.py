@@ -99,10 +99,14 @@ class Client:
         """One whole completion."""
         return completion_of(self.start(prompt, **params))
 
+    def start_score(self, prompt: str | list[int]) -> Answer:
+        """Begin to score a prompt."""
+        tokens = self.tokens(prompt)
+        return self.ask(lambda name, sink: self.engine.score(name, tokens, sink))
+
     def score(self, prompt: str | list[int]) -> tuple[float, ...]:
         """The log-probabilities of a prompt."""
-        tokens = self.tokens(prompt)
-        end = self.ask(lambda name, sink: self.engine.score(name, tokens, sink)).last()
+        end = self.start_score(prompt).last()
         assert isinstance(end, Scored), end
         return end.logprobs
 
