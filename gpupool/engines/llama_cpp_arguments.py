@@ -267,7 +267,7 @@ def _find_flag(name: str) -> Flag:
         known = [*FLAGS, *ALIASES, *OURS]
         raise ConfigError(
             f"engine argument {name!r} is none that llama_cpp takes{nearest_hint(name, known)}; "
-            "those are llama-server's, see docs/engines.md"
+            "they are llama-server's, without those of its port and its sampling"
         )
     return flag
 

@@ -101,14 +101,14 @@ class Generation:
         self._take(tokens, event["content"], (*found, *self._logprob_of(event)))
 
     def _end_segment(self, event: Json) -> None:
+        if event["stop_type"] == "eos" and self.params.ignore_eos:
+            return  # The next segment goes on behind the end token.
         if event["stop_type"] == "eos":
-            self._special = ""
-            self._give(self._stops.flush())
-            self._reason = "stop"
-        elif event["stop_type"] == "limit":
-            self._reason = self._reason or "length"
-            self._give(self._special + self._stops.flush())
-            self._special = ""
+            self._special, self._reason = "", "stop"
+        else:
+            self._reason = "length"
+        self._give(self._special + self._stops.flush())
+        self._special = ""
 
     def _tokens_of(self, event: Json, num_new: int) -> list[int]:
         """The event's token, and those in front of it that left its character unfinished."""

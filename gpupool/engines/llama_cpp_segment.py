@@ -63,7 +63,7 @@ def plan_segment(
         "prompt": [*prompt, *generated],
         "n_predict": params.max_tokens - len(generated),
         "seed": fold_seed(seed, len(generated)),
-        "ignore_eos": params.ignore_eos or is_below_minimum,
+        "ignore_eos": is_below_minimum,
         "return_tokens": True,
         "return_progress": True,
         **_samplers(params, len(prompt) + params.max_tokens),
