@@ -39,7 +39,7 @@ class Slot(ctypes.Structure):
         ("heartbeat", ctypes.c_double),
         ("since", ctypes.c_double),  # when the state began
         ("fraction", ctypes.c_double),  # of the phase, negative where unknown
-        ("_phase", ctypes.c_char * 64),
+        ("_phase", ctypes.c_char * 256),
         ("_gpus", ctypes.c_char * 512),
         ("_last_error", ctypes.c_char * 512),
     )
@@ -83,7 +83,7 @@ class Slot(ctypes.Structure):
     ) -> None:
         """Write the texts given; each is cut to what fits."""
         if phase is not None:
-            self._phase = _cut(phase, 64)
+            self._phase = _cut(phase, 256)
         if gpus is not None:
             self._gpus = _cut(" ".join(gpus), 512)
         if last_error is not None:

@@ -45,7 +45,7 @@ def log_first_ready(settings: Settings) -> None:
         "try: curl -s %s/infer -H 'Content-Type: application/json'%s -d '%s'",
         url,
         key,
-        '{"instances": ["The capital of France is"], "params": {"max_tokens": 16}}',
+        '{"instances": ["The capital of France is"], "params": {"max_tokens": 16, "temperature": 0}}',
     )
 
 

@@ -17,9 +17,9 @@ NAMES = tuple(ENGINES)
 def engine_pool(name: str, tmp_path: Path, *flags: str) -> Iterator[Pool]:
     """A ready pool of one worker."""
     arguments = {
-        "vllm": [*"--dtype float32 --enforce-eager --max-model-len 2048".split()],
-        "transformers": [*"--dtype float32 --max-model-len 2048".split()],
-        "llama_cpp": [*"--ctx-size 2048 --parallel 8".split()],
+        "vllm": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"],
+        "transformers": ["--dtype", "float32", "--max-model-len", "2048"],
+        "llama_cpp": ["--ctx-size", "2048", "--parallel", "8"],
     }
     model = demo_model.f32_gguf() if name == "llama_cpp" else demo_model.model_folder()
     own = ["--model_name", str(model), "--infer_type", name, *flags, "--", *arguments[name]]

@@ -75,9 +75,7 @@ def test_different_seeds_give_different_texts(pool: Pool) -> None:
 
 
 def detail(pool: Pool, instances: Any, **params: Any) -> list[Any]:
-    status, answer = pool.post(
-        "/infer", {"instances": instances, "params": params, "detail": True}
-    )
+    status, answer = pool.post("/infer", {"instances": instances, "params": params, "detail": True})
     assert status == 200, answer
     return list(answer)
 
