@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 ENGINE_FAILED = 70  # any code but gunicorn's 3 and 4, which stop the whole service
 NUM_CONTROL_THREADS = 4
 CHECK_PERIOD_S = 0.5
+EXAMPLE = (
+    '{"instances": ["The capital of France is"], "params": {"max_tokens": 16, "temperature": 0}}'
+)
 
 
 def log_first_ready(settings: Settings) -> None:
@@ -45,7 +48,7 @@ def log_first_ready(settings: Settings) -> None:
         "try: curl -s %s/infer -H 'Content-Type: application/json'%s -d '%s'",
         url,
         key,
-        '{"instances": ["The capital of France is"], "params": {"max_tokens": 16, "temperature": 0}}',
+        EXAMPLE,
     )
 
 
