@@ -11,10 +11,8 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import CancelledError
-from contextlib import suppress
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import httpx
 
@@ -29,7 +27,7 @@ from gpupool.engines.base import (
     Scored,
     Sink,
 )
-from gpupool.engines.gguf_file import GgufModel, find_gguf, read_gguf
+from gpupool.engines.gguf_file import find_gguf, read_gguf
 from gpupool.engines.llama_cpp_arguments import parse_engine_args
 from gpupool.engines.llama_cpp_child import LlamaChild
 from gpupool.engines.llama_cpp_client import LlamaClient
@@ -39,19 +37,18 @@ from gpupool.engines.llama_cpp_scoring import Scorer
 from gpupool.engines.llama_cpp_slots import Slot, SlotTable
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
 from gpupool.engines.outlet import Outlet
-from gpupool.errors import Cancelled, ConfigError, EngineDead, EngineError, RequestError
+from gpupool.engines.request_loop import RequestLoop
+from gpupool.errors import ConfigError, EngineDead, EngineError, RequestError
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Work = Callable[[Slot], Awaitable[Finished | Scored]]
 
 POLL_S = 0.1
 WARM_UP_TIMEOUT_S = 600.0
 EXIT_NOTICE_S = 2.0  # between a broken connection and the news that the process is gone
-STOP_TIMEOUT_S = 2.0
 
 
 class LlamaCppEngine:
@@ -65,13 +62,10 @@ class LlamaCppEngine:
         self._settings = settings
         self._slice = gpu_slice
         self._args = parse_engine_args(settings.engine_args)
-        self._lock = threading.Lock()
-        self._is_over = threading.Event()
-        self._dead_reason: str | None = None
         self._progress = time.monotonic()
-        self._tasks: dict[str, asyncio.Task[Finished | Scored]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        # Nothing was due while nothing ran.
+        self._requests = RequestLoop(on_busy=self._note_progress)
+        # Set by load, the child last.
         self._child: LlamaChild | None = None
         self._client: LlamaClient
         self._slots: SlotTable
@@ -104,52 +98,24 @@ class LlamaCppEngine:
         model = read_gguf(find_gguf(self._settings.model_name))
         params = make_params(self._args, model, self._slice)
         report("starting llama.cpp", None)
-        child = self._start_loop(model)
+        self._requests.start()
+        child = LlamaChild(model, self._requests.end)
         self._client = LlamaClient(child.socket_path, child.secret)
+        self._child = child
         # On the loop's thread, as the kernel ends the child together with the thread.
-        self._on_loop(_later(child.start, params, len(self._slice.gpus)))
+        self._requests.run(_later(child.start, params, len(self._slice.gpus)))
         self._vocabulary = Vocabulary(model)
         self._wait_until_loaded(child, report)
         self._scorer = Scorer(self._client, self._vocabulary, self._note_progress)
-        self._on_loop(self._read_props())
+        self._requests.run(self._read_props())
         report("warming up", None)
         self._warm_up()
 
-    def _start_loop(self, model: GgufModel) -> LlamaChild:
-        with self._lock:
-            self._go_on()
-            self._child = LlamaChild(model, self._end_all)
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=self._loop.run_forever, name="llama-requests", daemon=True
-            )
-            self._thread.start()
-            return self._child
-
-    def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        with self._lock:
-            future = (
-                None
-                if self._loop is None
-                else asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-            )
-        if future is None:
-            coroutine.close()
-            raise EngineDead(str(self._dead_reason))
-        try:
-            return future.result()
-        except CancelledError:
-            raise EngineDead(str(self._dead_reason)) from None
-
-    def _go_on(self) -> None:
-        if self._dead_reason is not None:
-            raise EngineDead(self._dead_reason)
-
     def _wait_until_loaded(self, child: LlamaChild, report: Report) -> None:
-        while not self._on_loop(self._is_healthy()):
+        while not self._requests.run(self._is_healthy()):
             report("loading weights", child.loaded_fraction())
-            self._is_over.wait(POLL_S)
-            self._go_on()
+            self._requests.has_ended.wait(POLL_S)
+            self._requests.check()
 
     async def _is_healthy(self) -> bool:
         try:
@@ -194,13 +160,19 @@ class LlamaCppEngine:
 
     # Requests.
 
+    @property
+    def upstream(self) -> tuple[str, str]:
+        """Unix socket and API key of llama.cpp's own server, which speaks OpenAI's API too."""
+        assert self._child is not None
+        return self._child.socket_path, self._child.secret
+
     def tokenize(self, text: str) -> list[int]:
         """See Engine.tokenize."""
         try:
             return self._client.tokenize(text)
         except httpx.HTTPError as error:
-            self._is_over.wait(EXIT_NOTICE_S)
-            self._go_on()
+            self._requests.has_ended.wait(EXIT_NOTICE_S)
+            self._requests.check()
             raise EngineError(f"no answer from llama.cpp: {type(error).__name__}") from error
 
     def generate(
@@ -227,22 +199,7 @@ class LlamaCppEngine:
         raise NotImplementedError("llama_cpp has no beam search")
 
     def _submit(self, outlet: Outlet, prompt: Sequence[int], work: Work) -> None:
-        # Under the lock either the end of all requests comes after this one, or this one sees it.
-        with self._lock:
-            reason = self._dead_reason
-            if reason is None:
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._begin, outlet, prompt, work)
-        if reason is not None:
-            outlet.end(Failed(EngineDead(reason)))
-
-    def _begin(self, outlet: Outlet, prompt: Sequence[int], work: Work) -> None:
-        assert self._loop is not None
-        if not self._tasks:
-            self._note_progress()  # Nothing was due while nothing ran.
-        task = self._loop.create_task(self._serve(prompt, work))
-        self._tasks[outlet.request_id] = task
-        task.add_done_callback(lambda done: self._finish(outlet, done))
+        self._requests.submit(outlet, lambda: self._serve(prompt, work))
 
     async def _serve(self, prompt: Sequence[int], work: Work) -> Finished | Scored:
         try:
@@ -254,31 +211,9 @@ class LlamaCppEngine:
             log.error("the connection to llama.cpp broke error=%r", error)
             raise EngineError("the connection to the engine broke; try again") from error
 
-    def _finish(self, outlet: Outlet, task: asyncio.Task[Finished | Scored]) -> None:
-        self._tasks.pop(outlet.request_id, None)
-        if task.cancelled():
-            reason = self._dead_reason
-            outlet.end(Failed(EngineDead(reason) if reason else Cancelled("cancelled")))
-            return
-        error = task.exception()
-        if error is None:
-            outlet.end(task.result())
-        elif isinstance(error, RequestError):
-            outlet.end(Failed(error))
-        else:
-            log.error("unexpected error in a request", exc_info=error)
-            outlet.end(Failed(EngineError("the engine failed; the server's log has the details")))
-
     def cancel(self, request_id: str) -> None:
         """See Engine.cancel. Closing the connection is what stops llama.cpp."""
-        with self._lock:
-            if self._dead_reason is None and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._cancel_one, request_id)
-
-    def _cancel_one(self, request_id: str) -> None:
-        task = self._tasks.get(request_id)
-        if task is not None:
-            task.cancel()
+        self._requests.cancel(request_id)
 
     # Life and death.
 
@@ -292,47 +227,18 @@ class LlamaCppEngine:
     @property
     def dead_reason(self) -> str | None:
         """See Engine.dead_reason."""
-        return self._dead_reason
-
-    def _end_all(self, reason: str) -> None:
-        """The engine is gone: so are its requests. Any thread."""
-        with self._lock:
-            if self._dead_reason is not None:
-                return
-            self._dead_reason = reason
-            self._is_over.set()
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._cancel_all)
-
-    def _cancel_all(self) -> None:
-        for task in list(self._tasks.values()):
-            task.cancel()
-
-    async def _close(self) -> None:
-        """End what runs on the loop: requests, and what `load` waits for."""
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # The requests' callbacks run.
-        if self._client is not None:
-            await self._client.aclose()
+        return self._requests.end_reason
 
     def die(self) -> None:
         """See Engine.die."""
-        self._end_all("the engine was told to end")
-        with self._lock:
-            child, self._child = self._child, None
-            loop, self._loop = self._loop, None
-        if child is not None:
-            child.kill()
-        if loop is not None and self._thread is not None:
-            closing = asyncio.run_coroutine_threadsafe(self._close(), loop)
-            with suppress(TimeoutError):
-                closing.result(STOP_TIMEOUT_S)
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join(STOP_TIMEOUT_S)
-            loop.close()
+        self._requests.end("the engine was told to end")
+        if self._child is not None:
+            self._child.kill()
+        self._requests.close(self._close_client)
+
+    async def _close_client(self) -> None:
+        if self._child is not None:
+            await self._client.aclose()
 
 
 async def _later(function: Callable[..., None], *args: Any) -> None:
