@@ -72,6 +72,30 @@ def test_make_demo_answers_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     wait_until(lambda: not any(is_alive(p.pid) for p in tree), 5, "the end of every process")
 
 
+@pytest.mark.model
+@pytest.mark.timeout(120)
+def test_where_gpus_are_the_demo_says_how_to_use_them(tmp_path: Path) -> None:
+    with fake_machine(tmp_path, gpus=2) as machine:
+        env = clean_environment(PORT=str(free_port()), **machine.env())
+        demo = subprocess.Popen(
+            ["bash", str(ROOT / "examples" / "demo.sh")],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert demo.stdout is not None
+        lines = []
+        for line in demo.stdout:
+            lines.append(line)
+            if "try: curl" in line:
+                os.killpg(demo.pid, signal.SIGINT)
+        demo.wait(30)
+    assert "GPUs found" in lines[0]
+    assert "bash start_gunicorn.sh --model_name" in lines[1]
+
+
 def test_the_start_lines_get_as_far_as_the_model(tmp_path: Path) -> None:
     lines = [command for command in COMMANDS if command.startswith("bash start_gunicorn.sh")]
     assert len(lines) == 2

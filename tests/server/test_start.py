@@ -120,6 +120,44 @@ def test_every_spelling_starts_the_pool(flags: list[str], tmp_path: Path) -> Non
         assert pool.infer("abc", max_tokens=4) == ["abca"]
 
 
+def test_a_repeated_api_key_is_a_list_of_keys(tmp_path: Path) -> None:
+    flags = ("--model_name", "M", "--infer_type", SCRIPTED, "--api_key", "one", "--api-key", "two")
+    with Pool(tmp_path, *flags) as pool:
+        pool.wait_ready()
+        body = {"instances": "ab", "params": {"max_tokens": 2}}
+        assert pool.post("/infer", body)[0] == 401
+        for key in ("one", "two"):
+            assert pool.post("/infer", body, Authorization=f"Bearer {key}") == (200, ["ab"])
+
+
+def test_a_yaml_file_gives_what_flags_do_not(tmp_path: Path) -> None:
+    config = tmp_path / "pool.yaml"
+    config.write_text(f"model_name: from-yaml\ninfer_type: {SCRIPTED}\nport: 1\n")
+    with Pool(tmp_path, "--config", str(config)) as pool:
+        pool.wait_ready()
+        assert pool.get("/pool")[1]["model"] == "from-yaml"
+
+
+def test_engine_arguments_reach_the_engine_as_they_were_typed(tmp_path: Path) -> None:
+    flags = ("--model_name", "M", "--infer_type", "tests.engines.echoes_arguments:EchoesArguments")
+    typed = ["--a", "two words", "it's", '"quoted"', "$HOME", "", "--model_name", "*"]
+    with Pool(tmp_path, *flags, "--", *typed) as pool:
+        pool.wait_ready()
+        assert pool.get("/pool")[1]["model"] == "M"
+        assert f"arguments: {tuple(typed)!r}" in pool.log()
+
+
+def test_the_active_environment_goes_before_the_one_beside(tmp_path: Path) -> None:
+    active = tmp_path / "bin" / "python"
+    active.parent.mkdir()
+    active.write_text("#!/bin/sh\necho the active python was asked >&2\nexit 1\n")
+    active.chmod(0o755)
+    path = f"{active.parent}:{os.environ['PATH']}"
+    done = start("--help", env={"VIRTUAL_ENV": str(tmp_path), "PATH": path})
+    assert done.returncode == 2
+    assert "the active python was asked" in done.stderr
+
+
 def test_a_plain_gunicorn_with_the_same_environment_is_the_same_pool(tmp_path: Path) -> None:
     port = free_port()
     env = clean_environment(
