@@ -43,6 +43,7 @@ class LlamaChild:
         self._watch: threading.Thread | None = None
         self._errors: deque[str] = deque(maxlen=20)
         self._last_line = ""
+        self._killing = threading.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -122,19 +123,20 @@ class LlamaChild:
         return min(1.0, done / max(1, self._model.num_bytes))
 
     def kill(self) -> None:
-        """End the process and remove its socket; idempotent. It keeps nothing that an orderly
+        """End the process and remove its socket; idempotent, any thread. It keeps nothing that an orderly
         end would save, and an orderly end may hang or crash."""
-        if self._process is not None:
-            self._process.kill()
-            try:
-                self._process.wait(KILL_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                log.error("llama.cpp does not end, it waits in the kernel pid=%d", self.pid)
-            if self._watch is not None and self._watch is not threading.current_thread():
-                self._watch.join(KILL_TIMEOUT_S)
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        self._folder.remove()
+        with self._killing:
+            if self._process is not None:
+                self._process.kill()
+                try:
+                    self._process.wait(KILL_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    log.error("llama.cpp does not end, it waits in the kernel pid=%d", self.pid)
+                if self._watch is not None and self._watch is not threading.current_thread():
+                    self._watch.join(KILL_TIMEOUT_S)
+                if self._process.stdin is not None:
+                    self._process.stdin.close()
+            self._folder.remove()
 
 
 def _mapped_bytes(pid: int, files: set[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import httpx
@@ -51,7 +51,7 @@ class LlamaClient:
         """One whole completion."""
         return _read(await self._async.post("/completion", json=body))
 
-    async def stream(self, body: Json) -> AsyncIterator[Json]:
+    async def stream(self, body: Json) -> AsyncGenerator[Json]:
         """The events of a completion. Closing the iterator closes the connection, which stops
         the generation."""
         asked = {**body, "stream": True}

@@ -31,7 +31,7 @@ class PrivateFolder:
         new.rename(self.path)
 
     def remove(self) -> None:
-        """Remove the folder and all in it; idempotent."""
+        """Remove the folder and all in it; idempotent, one thread at a time."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
