@@ -22,7 +22,7 @@ from gpupool.engines.private_folder import PrivateFolder
 
 log = logging.getLogger(__name__)
 
-KILL_TIMEOUT_S = 5.0
+KILL_TIMEOUT_S = 3.0
 LOG_LINE = re.compile(r"^\d[\d.]* ([DIWE]) (?:\S+ +\S+: )?(.*)")
 LOAD_ERROR = "error loading model: "
 
@@ -123,8 +123,10 @@ class LlamaChild:
         return min(1.0, done / max(1, self._model.num_bytes))
 
     def kill(self) -> None:
-        """End the process and remove its socket; idempotent, any thread. It keeps nothing that an orderly
-        end would save, and an orderly end may hang or crash."""
+        """End the process and remove its socket; idempotent, any thread.
+
+        It keeps nothing that an orderly end would save, and an orderly end may hang or crash.
+        """
         with self._killing:
             if self._process is not None:
                 self._process.kill()
