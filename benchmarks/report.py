@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments import EXPERIMENTS, Comparison, Experiment
-from benchmarks.rounds import is_valid, median, rates, ratios
+from benchmarks.rounds import (
+    MAX_FOREIGN_SHARE,
+    counts,
+    foreign_share,
+    is_quiet,
+    is_valid,
+    median,
+    rates,
+    ratios,
+    samples_of,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -26,7 +36,8 @@ round, and gets exactly 64 tokens (greedy, `ignore_eos`); all requests of a run 
 All engines have the same arguments (eager, no prefix cache, the same batch limits) and stay
 loaded and idle while others run. All contenders run one after the other in each round, in
 changing order; ratios are taken within a round, and the median of them is the result. A lost or
-short answer makes the round invalid. The bare engine's time is that of `LLM.generate` alone; the
+short answer makes the round invalid; a round in which others used the machine is repeated. The
+bare engine's time is that of `LLM.generate` alone; the
 others' is from the first request sent to the last answer read.
 """
 
@@ -51,11 +62,11 @@ def render_document(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def render_section(experiment: Experiment, result: Mapping[str, Any]) -> str:
     """One experiment."""
-    num_valid = sum(map(is_valid, result["rounds"]))
+    num_counted = sum(map(counts, result["rounds"]))
     parts = [f"## {experiment.title}\n", f"{experiment.text}\n"]
-    if num_valid:
+    if num_counted:
         parts += [_contenders(result), _comparisons(experiment.comparisons, result)]
-    parts.append(_circumstances(result, num_valid))
+    parts.append(_circumstances(result))
     return "\n".join(parts)
 
 
@@ -63,7 +74,7 @@ def _contenders(result: Mapping[str, Any]) -> str:
     rows = []
     for contender in result["contenders"]:
         name = contender["name"]
-        samples = [one["samples"][name] for one in result["rounds"] if is_valid(one)]
+        samples = [one["samples"][name] for one in result["rounds"] if counts(one)]
         client = median(sample["client_cpu_s"] / sample["seconds"] for sample in samples)
         rows.append(
             (
@@ -95,21 +106,26 @@ def is_met(comparison: Comparison, values: Iterable[float]) -> bool:
     return comparison.goal is None or median(values) >= comparison.goal
 
 
-def _circumstances(result: Mapping[str, Any], num_valid: int) -> str:
+def _circumstances(result: Mapping[str, Any]) -> str:
     rounds, measured = result["rounds"], result["measured"]
-    samples = [sample for one in rounds for sample in one["samples"].values()]
-    foreign = median(sample["foreign_cpu_s"] / sample["seconds"] for sample in samples)
+    # Without a round that counts, all are described.
+    counted = [one for one in rounds if counts(one)] or rounds
+    samples = [sample for one in counted for sample in samples_of(one)]
+    foreign = median(map(foreign_share, samples))
     stolen = median(sample["stolen_cpu_s"] / sample["seconds"] for sample in samples)
-    loads = [one["load_average"][0] for one in rounds]
-    idle = max(one["idle_cpu_share"] for one in rounds)
+    loads = [one["load_average"][0] for one in counted]
+    idle = max(one["idle_cpu_share"] for one in counted)
     versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
+    num_invalid = sum(not is_valid(one) for one in rounds)
+    num_disturbed = sum(is_valid(one) and not is_quiet(one) for one in rounds)
     lines = [
         f"{measured['date']}; {measured['cpu']}, {measured['cores']} cores, "
         f"{measured['memory_gib']:g} GiB; {versions}.",
-        f"Valid rounds: {num_valid} of {len(rounds)}. Load average before the rounds: "
-        f"{min(loads):g} to {max(loads):g}. While a contender ran, others used {foreign:.0%} of a "
-        f"core and the hypervisor took {stolen:.0%} (medians); all contenders, idle, used at most "
-        f"{idle:.0%}.",
+        f"Rounds that count: {sum(map(counts, rounds))} of {len(rounds)}; {num_invalid} invalid, "
+        f"{num_disturbed} disturbed (others used more than {MAX_FOREIGN_SHARE:.0%} of a core).",
+        f"Load average before the rounds: {min(loads):g} to {max(loads):g}. While a contender ran, "
+        f"others used {foreign:.0%} of a core and the hypervisor took {stolen:.0%} (medians); all "
+        f"contenders together, idle, used at most {idle:.0%}.",
     ]
     faults = [
         f"Round {index + 1}, `{name}`: {sample['fault']}."

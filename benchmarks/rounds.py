@@ -22,6 +22,10 @@ from benchmarks.experiments import Experiment
 from benchmarks.work import ENGINE, SAMPLING, make_prompts
 
 WARM_UP = -1  # a round of its own, which does not count
+MAX_FOREIGN_SHARE = 0.15
+"""Of one core: where others worked more than this while a contender ran, the round does not
+count, whatever its result is."""
+MAX_TRIES = 3  # rounds per round asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,10 @@ def run(experiment: Experiment, num_rounds: int, folder: Path) -> dict[str, Any]
             start = contender.start(folder, contender.cores)
             loaded[contender.name] = stack.enter_context(start)
         run_round(contenders, loaded, WARM_UP)
-        rounds = []
-        for index in range(num_rounds):
-            rounds.append(run_round(contenders, loaded, index))
-            _say(f"{experiment.name}: round {index + 1} of {num_rounds}: {_brief(rounds[-1])}")
+        rounds: list[dict[str, Any]] = []
+        while sum(map(counts, rounds)) < num_rounds and len(rounds) < num_rounds * MAX_TRIES:
+            rounds.append(run_round(contenders, loaded, len(rounds)))
+            _say(f"{experiment.name}: round {len(rounds)}: {_brief(rounds[-1])}")
     return {
         "experiment": experiment.name,
         "measured": facts,
@@ -81,7 +85,7 @@ def run_round(
     samples = {}
     first = index % len(contenders)
     for contender in contenders[first:] + contenders[:first]:
-        idle_share = max(idle_share, machine.await_idle(everyone))
+        idle_share = max(idle_share, machine.await_quiet(everyone))
         sample = measure(contender, loaded[contender.name], index)
         samples[contender.name] = asdict(sample)
     return {
@@ -116,7 +120,27 @@ def measure(contender: Contender, running: Running, round_index: int) -> Sample:
 
 def is_valid(one_round: Mapping[str, Any]) -> bool:
     """Whether every contender gave every answer in full."""
-    return all(sample["fault"] is None for sample in one_round["samples"].values())
+    return all(sample["fault"] is None for sample in samples_of(one_round))
+
+
+def is_quiet(one_round: Mapping[str, Any]) -> bool:
+    """Whether the machine was the contenders' alone."""
+    return all(foreign_share(sample) <= MAX_FOREIGN_SHARE for sample in samples_of(one_round))
+
+
+def counts(one_round: Mapping[str, Any]) -> bool:
+    """Whether the round is part of the result."""
+    return is_valid(one_round) and is_quiet(one_round)
+
+
+def samples_of(one_round: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One per contender."""
+    return list(one_round["samples"].values())
+
+
+def foreign_share(sample: Mapping[str, Any]) -> float:
+    """Of one core, used by others while the contender ran."""
+    return float(sample["foreign_cpu_s"] / sample["seconds"])
 
 
 def tokens_per_second(sample: Mapping[str, Any]) -> float:
@@ -124,13 +148,13 @@ def tokens_per_second(sample: Mapping[str, Any]) -> float:
 
 
 def rates(result: Mapping[str, Any], name: str) -> list[float]:
-    """A contender's tokens/s in each valid round."""
-    rounds = filter(is_valid, result["rounds"])
+    """A contender's tokens/s in each round that counts."""
+    rounds = filter(counts, result["rounds"])
     return [tokens_per_second(one["samples"][name]) for one in rounds]
 
 
 def ratios(result: Mapping[str, Any], name: str, base: str) -> list[float]:
-    """How many times the tokens/s of `base`, in each valid round."""
+    """How many times the tokens/s of `base`, in each round that counts."""
     pairs = zip(rates(result, name), rates(result, base), strict=True)
     return [rate / base_rate for rate, base_rate in pairs]
 
@@ -145,7 +169,9 @@ def _brief(one_round: Mapping[str, Any]) -> str:
     for name, sample in one_round["samples"].items():
         fault = f" INVALID: {sample['fault']}" if sample["fault"] else ""
         parts.append(f"{name} {tokens_per_second(sample):.0f} tok/s{fault}")
-    return ", ".join(sorted(parts)) + f"; load {one_round['load_average'][0]}"
+    foreign = max(map(foreign_share, samples_of(one_round)))
+    disturbed = "" if is_quiet(one_round) else f"; DISTURBED, others used {foreign:.0%} of a core"
+    return ", ".join(sorted(parts)) + disturbed
 
 
 def _say(text: str) -> None:

@@ -45,7 +45,7 @@ def start_vllm_serve(num_replicas: int, *, is_bound: bool) -> Start:
 
 def _command(num_replicas: int, port: int) -> list[str]:
     return [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_folder()),
+        sys.executable, "-m", "benchmarks.vllm_command", "serve", str(model_folder()),
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL,
         "--data-parallel-size", str(num_replicas), *engine_flags(),
     ]  # fmt: skip

@@ -16,7 +16,7 @@ ENGINE: dict[str, Any] = {
     "max_num_seqs": 64,
     # vLLM's own default depends on who asks: its server, or LLM.
     "max_num_batched_tokens": 2048,
-    "kv_cache_memory_bytes": 512 << 20,
+    "kv_cache_memory_bytes": 256 << 20,
     "enable_prefix_caching": False,
 }
 """By vLLM's Python names; `engine_flags` writes them for a command line."""
