@@ -77,21 +77,20 @@ def test_make_demo_answers_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 def test_where_gpus_are_the_demo_says_how_to_use_them(tmp_path: Path) -> None:
     with fake_machine(tmp_path, gpus=2) as machine:
         env = clean_environment(PORT=str(free_port()), **machine.env())
-        demo = subprocess.Popen(
+        lines = []
+        with subprocess.Popen(
             ["bash", str(ROOT / "examples" / "demo.sh")],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-        )
-        assert demo.stdout is not None
-        lines = []
-        for line in demo.stdout:
-            lines.append(line)
-            if "try: curl" in line:
-                os.killpg(demo.pid, signal.SIGINT)
-        demo.wait(30)
+        ) as demo:
+            assert demo.stdout is not None
+            for line in demo.stdout:
+                lines.append(line)
+                if "try: curl" in line:
+                    os.killpg(demo.pid, signal.SIGINT)
     assert "GPUs found" in lines[0]
     assert "bash start_gunicorn.sh --model_name" in lines[1]
 
