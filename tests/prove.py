@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parent.parent
 TESTS_FAILED = 1  # pytest's exit code; any other means that the test did not run
 
@@ -46,6 +48,16 @@ def run_test(tree: Path, node: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def end_leftovers(tree: Path) -> None:
+    """A mutant that breaks the cleaning up leaves processes behind; all of them run in the tree."""
+    for process in psutil.process_iter():
+        try:
+            if any(str(tree) in text for text in [process.cwd(), *process.cmdline()]):
+                process.kill()
+        except psutil.Error:
+            continue
+
+
 def prove(patch: Path, tree: Path, passed: set[str]) -> str | None:
     """What is wrong with a mutant's proof, or None."""
     node = re.search(r"^# test: (\S+)", patch.read_text(), re.MULTILINE)
@@ -63,6 +75,7 @@ def prove(patch: Path, tree: Path, passed: set[str]) -> str | None:
     try:
         done = run_test(tree, node[1])
     finally:
+        end_leftovers(tree)
         subprocess.run(["git", "apply", "--reverse", str(patch)], cwd=tree, check=True)
     if done.returncode != TESTS_FAILED:
         return (
