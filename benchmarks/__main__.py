@@ -13,6 +13,7 @@ from benchmarks.experiments import EXPERIMENTS
 from tests.demo_model import model_folder
 
 ROUNDS = 7
+QUIET_TIMEOUT_S = 60
 
 
 def main() -> int:
@@ -20,6 +21,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     parser.add_argument("--only", choices=EXPERIMENTS, help="default: all")
+    parser.add_argument(
+        "--quiet-timeout",
+        type=float,
+        default=QUIET_TIMEOUT_S,
+        metavar="S",
+        help=f"wait so long for a quiet machine before each run; default: {QUIET_TIMEOUT_S}",
+    )
     parser.add_argument(
         "--try", action="store_true", dest="is_trial", help="print the tables and write nothing"
     )
@@ -32,7 +40,7 @@ def main() -> int:
     is_whole = True
     for name in [asked.only] if asked.only else EXPERIMENTS:
         with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder:
-            result = rounds.run(EXPERIMENTS[name], asked.rounds, Path(folder))
+            result = rounds.run(EXPERIMENTS[name], asked.rounds, Path(folder), asked.quiet_timeout)
         is_whole = is_whole and all(map(rounds.is_valid, result["rounds"]))
         is_whole = is_whole and sum(map(rounds.counts, result["rounds"])) >= asked.rounds
         if not asked.is_trial:

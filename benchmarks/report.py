@@ -37,8 +37,8 @@ All engines have the same arguments (eager, no prefix cache, the same batch limi
 loaded and idle while others run. All contenders run one after the other in each round, in
 changing order; ratios are taken within a round, and the median of them is the result. A lost or
 short answer makes the round invalid; a round in which others used the machine is repeated. The
-bare engine's time is that of `LLM.generate` alone; the
-others' is from the first request sent to the last answer read.
+bare engine's time is that of `LLM.generate` alone; the others' is from the first request sent to
+the last answer read.
 """
 
 

@@ -22,6 +22,7 @@ from benchmarks.experiments import Experiment
 from benchmarks.work import ENGINE, SAMPLING, make_prompts
 
 WARM_UP = -1  # a round of its own, which does not count
+WARM_UP_QUIET_S = 2
 MAX_FOREIGN_SHARE = 0.15
 """Of one core: where others worked more than this while a contender ran, the round does not
 count, whatever its result is."""
@@ -41,8 +42,11 @@ class Sample:
     fault: str | None
 
 
-def run(experiment: Experiment, num_rounds: int, folder: Path) -> dict[str, Any]:
-    """Load all contenders, warm them up, run the rounds; the raw numbers."""
+def run(
+    experiment: Experiment, num_rounds: int, folder: Path, quiet_timeout_s: float
+) -> dict[str, Any]:
+    """Load all contenders, warm them up, run the rounds; the raw numbers. Each run waits up to
+    `quiet_timeout_s` for a quiet machine."""
     allowed = sorted(os.sched_getaffinity(0))
     contenders = experiment.contenders(allowed)
     facts = machine.describe()
@@ -52,10 +56,10 @@ def run(experiment: Experiment, num_rounds: int, folder: Path) -> dict[str, Any]
             _say(f"{experiment.name}: loading {contender.name}")
             start = contender.start(folder, contender.cores)
             loaded[contender.name] = stack.enter_context(start)
-        run_round(contenders, loaded, WARM_UP)
+        run_round(contenders, loaded, WARM_UP, WARM_UP_QUIET_S)
         rounds: list[dict[str, Any]] = []
         while sum(map(counts, rounds)) < num_rounds and len(rounds) < num_rounds * MAX_TRIES:
-            rounds.append(run_round(contenders, loaded, len(rounds)))
+            rounds.append(run_round(contenders, loaded, len(rounds), quiet_timeout_s))
             _say(f"{experiment.name}: round {len(rounds)}: {_brief(rounds[-1])}")
     return {
         "experiment": experiment.name,
@@ -76,7 +80,10 @@ def run(experiment: Experiment, num_rounds: int, folder: Path) -> dict[str, Any]
 
 
 def run_round(
-    contenders: list[Contender], loaded: Mapping[str, Running], index: int
+    contenders: list[Contender],
+    loaded: Mapping[str, Running],
+    index: int,
+    quiet_timeout_s: float,
 ) -> dict[str, Any]:
     """One round. Who is first changes from round to round."""
     load = os.getloadavg()
@@ -85,7 +92,7 @@ def run_round(
     samples = {}
     first = index % len(contenders)
     for contender in contenders[first:] + contenders[:first]:
-        idle_share = max(idle_share, machine.await_quiet(everyone))
+        idle_share = max(idle_share, machine.await_quiet(everyone, quiet_timeout_s))
         sample = measure(contender, loaded[contender.name], index)
         samples[contender.name] = asdict(sample)
     return {
