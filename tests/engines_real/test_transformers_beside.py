@@ -75,9 +75,11 @@ def test_long_prompt_is_scored_in_pieces(client: Client, monkeypatch: Any) -> No
     assert found == pytest.approx(forward_logprobs(client, prompt), abs=1e-3)
 
 
-def generate_beams(client: Client, prompt: list[int], **settings: Any) -> list[str]:
-    """What transformers' own beam search gives."""
-    ends = client.engine._end_tokens
+def generate_beams(
+    client: Client, prompt: list[int], more_ends: tuple[int, ...] = (), **settings: Any
+) -> list[str]:
+    """What transformers' own beam search gives, without the tokens that end a text."""
+    ends = (*client.engine._end_tokens, *more_ends)
     config = GenerationConfig(
         do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0], **settings
     )
@@ -86,7 +88,8 @@ def generate_beams(client: Client, prompt: list[int], **settings: Any) -> list[s
         tokens, attention_mask=torch.ones_like(tokens), generation_config=config
     )
     decode = client.engine._tokenizer.decode
-    return [decode(row[len(prompt) :], skip_special_tokens=True) for row in output]
+    texts = [[token for token in row[len(prompt) :] if token not in ends] for row in output]
+    return [decode(text, skip_special_tokens=True) for text in texts]
 
 
 def test_prompts_scored_together_are_what_they_are_alone(client: Client) -> None:
@@ -120,13 +123,20 @@ def test_waiting_scores_share_a_pass(client: Client) -> None:
     assert all(isinstance(end, Scored) for end in found)
 
 
+@pytest.mark.parametrize("length_penalty", [-3.0, 3.0])
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
-def test_beams_are_those_of_generate(client: Client, early_stopping: bool | str) -> None:
-    prompt = client.tokens("The best thing about summer is")
-    shared: dict[str, Any] = {"length_penalty": 0.8, "early_stopping": early_stopping}
-    found = client.beams(prompt, beam_width=4, num_beams_returned=3, max_tokens=12, **shared)
+def test_beams_are_those_of_generate(
+    client: Client, early_stopping: bool | str, length_penalty: float
+) -> None:
+    """Beams that end at different lengths, at a full stop or a comma: each setting tells."""
+    prompt = client.tokens("I like dogs because")
+    ends = (*client.tokens("."), *client.tokens(","))
+    shared: dict[str, Any] = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    found = client.beams(
+        prompt, beam_width=4, num_beams_returned=2, max_tokens=16, stop_token_ids=ends, **shared
+    )
     expected = generate_beams(
-        client, prompt, num_beams=4, num_return_sequences=3, max_new_tokens=12, **shared
+        client, prompt, ends, num_beams=4, num_return_sequences=2, max_new_tokens=16, **shared
     )
     assert [completion.text for completion in found] == expected
 
@@ -134,7 +144,7 @@ def test_beams_are_those_of_generate(client: Client, early_stopping: bool | str)
 def test_penalized_beams_are_those_of_generate(client: Client) -> None:
     prompt = client.tokens("I like dogs and I like cats and I like")
     (found,) = client.beams(prompt, beam_width=3, max_tokens=16, repetition_penalty=1.3)
-    settings = {"num_beams": 3, "max_new_tokens": 16}
+    settings: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 16}
     (expected,) = generate_beams(client, prompt, repetition_penalty=1.3, **settings)
     assert found.text == expected
     assert [expected] != generate_beams(client, prompt, **settings)

@@ -86,9 +86,13 @@ def test_cancelled_sequence_frees_its_blocks(client: Client) -> None:
     answer = client.start("Once", max_tokens=900, ignore_eos=True)
     answer.next()
     assert held_blocks(client) > 0
+    batch = client.engine._batch
+    assert batch is not None
+    before = batch._manager.current_batch
     client.engine.cancel(client.last_id)
     assert isinstance(error_of(answer), Cancelled)
     wait_until(lambda: held_blocks(client) == 0)
+    assert batch._manager.current_batch - before <= 2, "it went on for some steps"
 
 
 def test_cancelled_sequence_gives_nothing_more(client: Client) -> None:
