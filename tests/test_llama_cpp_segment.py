@@ -93,12 +93,13 @@ def test_prompt_goes_to_the_slot_that_knows_its_beginning() -> None:
         table = SlotTable(2)
         async with table.hold([1, 2]) as first, table.hold([8, 9]) as second:
             pass
-        async with table.hold([8, 9, 10]) as third:
+        # The one used last, which anything else would be the last to get.
+        async with table.hold([1, 2, 3]) as third:
             return first, second, third
 
     first, second, third = asyncio.run(run())
-    assert third is second
-    assert third is not first
+    assert first is not second
+    assert third is first
 
 
 def test_slots_are_given_first_come_first_served() -> None:

@@ -128,8 +128,7 @@ class LlamaCppEngine:
         self._slots = SlotTable(props["total_slots"])
         self.model = ModelInfo(
             name=self._settings.model_name,
-            # llama.cpp keeps the last place of a slot free.
-            context_tokens=props["default_generation_settings"]["n_ctx"] - 1,
+            context_tokens=props["default_generation_settings"]["n_ctx"],
             vocab_size=len(self._vocabulary),
             slots=props["total_slots"],
             dtype=props["model_ftype"],

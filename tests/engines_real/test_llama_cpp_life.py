@@ -135,14 +135,6 @@ def test_many_threads_tokenize(client: Client) -> None:
     assert [found[place] for place in range(len(texts))] == alone
 
 
-def test_first_request_after_a_pause_counts_as_progress(client: Client) -> None:
-    client.engine._progress = 0.0  # type: ignore[attr-defined]  # as after a very long pause
-    request_id, answer = start_long(client)
-    assert client.engine.last_progress() > 0
-    client.engine.cancel(request_id)
-    answer.last()
-
-
 @pytest.mark.parametrize("path", ["/completion", "/tokenize", "/v1/chat/completions"])
 def test_the_socket_refuses_who_has_no_secret(client: Client, path: str) -> None:
     transport = httpx.HTTPTransport(uds=child_of(client).socket_path)
