@@ -1,8 +1,8 @@
 """Engine on transformers: its own continuous batching, our sampling (worker process).
 
-It lives in the worker itself. The longest that it kept other threads from running, on two busy
-cores, was 0.5 s while it loaded (imports) and 40 ms while 32 sequences ran; and where a native
-engine crashes, transformers raises.
+It lives in the worker itself. The longest that it kept other threads waiting, on two cores that
+others used too, was 0.54 s while it loaded (imports) and 0.25 s while 32 sequences ran (99 of
+100 waits: under 15 ms). Where a native engine crashes, transformers raises.
 """
 
 from __future__ import annotations
