@@ -11,6 +11,8 @@ from tests import demo_model
 from tests.pool import Pool
 
 NAMES = tuple(ENGINES)
+# 16-bit keys and values, and the fused attention that rounds to them, are llama.cpp's default.
+LLAMA_CPP_EXACT = ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off")
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def engine_pool(name: str, tmp_path: Path, *flags: str) -> Iterator[Pool]:
     arguments = {
         "vllm": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"],
         "transformers": ["--dtype", "float32", "--max-model-len", "2048"],
-        "llama_cpp": ["--ctx-size", "2048", "--parallel", "8"],
+        "llama_cpp": ["--ctx-size", "16384", *LLAMA_CPP_EXACT],
     }
     model = demo_model.f32_gguf() if name == "llama_cpp" else demo_model.model_folder()
     own = ["--model_name", str(model), "--infer_type", name, *flags, "--", *arguments[name]]
