@@ -71,9 +71,11 @@ class Pool:
         )
 
     def __enter__(self) -> Pool:
+        script = ROOT / "start_gunicorn.sh"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                ["bash", str(ROOT / "start_gunicorn.sh"), *self._flags],
+                # A killed test run must not leave a pool behind.
+                ["setpriv", "--pdeathsig", "TERM", "bash", str(script), *self._flags],
                 env=self._env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
