@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +37,9 @@ def main() -> int:
         parser.error(f"--rounds is {asked.rounds}; at least one is needed")
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("the benchmarks need two cores, and this process may use only one")
+    # The default action would leave the contenders running, and a background job of a shell
+    # ignores SIGINT.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     model_folder()
     is_whole = True
     for name in [asked.only] if asked.only else EXPERIMENTS:

@@ -50,13 +50,19 @@ def load_results() -> dict[str, dict[str, Any]]:
 
 def write_result(result: Mapping[str, Any]) -> None:
     """Replace an experiment's raw numbers."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{result['experiment']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def render_document(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole of docs/benchmarks.md."""
-    sections = [render_section(EXPERIMENTS[name], results[name]) for name in results]
+    sections = [
+        render_section(experiment, results[name])
+        if name in results
+        else f"## {experiment.title}\n\nNot measured yet: `python -m benchmarks --only {name}`.\n"
+        for name, experiment in EXPERIMENTS.items()
+    ]
     return "\n".join([HEAD, *sections])
 
 
