@@ -18,7 +18,6 @@ from gpupool import logs as _logs
 from gpupool import master as _master
 from gpupool import preflight as _preflight
 from gpupool.engines.catalog import find_entry as _find_entry
-from gpupool.scoreboard import Scoreboard as _Scoreboard
 from gpupool.settings import read_settings as _read_settings
 
 # What cannot work is refused here, with one line and exit code 2.
@@ -29,7 +28,7 @@ _dispatcher = _GPUDispatcher.for_settings(_settings)
 if not _settings.infer_type:
     _os.environ["INFER_TYPE"] = _preflight.default_infer_type(_dispatcher)
     _settings = _read_settings()
-_scoreboard = _Scoreboard(len(_dispatcher.slices))
+_scoreboard = _master.shared_scoreboard(len(_dispatcher.slices))
 
 # One worker per slice, each with threads that wait for its engine.
 bind = _master.bind_address(_settings)

@@ -27,7 +27,7 @@ from gpupool.errors import RequestError, TooLarge
 
 READ_SIZE = 65536
 LINGER_S = 2.0
-SEND_TIMEOUT_S = 60
+MAX_LINGERING = 128  # each holds a file that no limit of connections counts
 
 K = TypeVar("K")
 
@@ -91,9 +91,12 @@ class Connection(TConn):  # type: ignore[misc]
         self.parser = WholeRequest(cfg, sock, client)
         self.reader: greenlet.greenlet | None = None
         self.intake = intake
-        # A client that stops reading its answer must not hold a handler thread for ever.
-        limit = struct.pack("ll", SEND_TIMEOUT_S, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def limit_send(self, seconds: int) -> None:
+        """How long one write of the answer may take: a client that stops reading must not hold
+        a handler thread for ever."""
+        limit = struct.pack("ll", seconds, 0)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def close(self, graceful: bool = False) -> None:
         """Close without blocking: stock gthread waits up to 2 s for the client, on the main
@@ -131,7 +134,8 @@ class Intake:
 
     def watch(self, conn: Connection) -> None:
         """Take a new connection; its first byte starts the reading."""
-        self._idle[conn] = time.monotonic() + self._idle_timeout_s
+        patience_s = max(self._idle_timeout_s, self._read_timeout_s)
+        self._idle[conn] = time.monotonic() + patience_s
         self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._first_byte, conn))
 
     def _first_byte(self, conn: Connection, sock: socket.socket) -> None:
@@ -231,6 +235,8 @@ class Intake:
         except OSError:
             sock.close()
             return
+        if len(self._lingering) >= MAX_LINGERING:
+            self._drop(next(iter(self._lingering)))
         self._lingering[sock] = time.monotonic() + LINGER_S
         self._poller.register(sock, selectors.EVENT_READ, self._linger_readable)
 

@@ -6,9 +6,12 @@ import logging
 import os
 import resource
 import signal
+from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 
 from dispatcher import GPUDispatcher
+from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
 from gpupool.worker import PoolWorker
 
@@ -51,13 +54,17 @@ def announce(settings: Settings, dispatcher: GPUDispatcher) -> None:
         log.info("spare: GPU %d %s (not enough for another worker)", gpu.index, gpu.uuid)
 
 
+@cache
+def shared_scoreboard(num_slots: int) -> Scoreboard:
+    """The pool's scoreboard: a reload runs the configuration again, but keeps this."""
+    return Scoreboard(num_slots)
+
+
 def free_slot(workers: Iterable[PoolWorker], num_slots: int) -> int:
-    """The lowest slot that no living worker has. While a reload keeps old workers beside new
-    ones all are taken: then the one of the oldest worker, which leaves first."""
-    living = sorted(workers, key=lambda worker: worker.age)
-    taken = {worker.slot for worker in living}
-    free = [slot for slot in range(num_slots) if slot not in taken]
-    return free[0] if free else living[0].slot
+    """The slot with the fewest living workers. While a reload keeps old workers beside new ones,
+    each slot so gets one of each, and the new one waits for the old one's GPUs."""
+    holders = Counter(worker.slot for worker in workers)
+    return min(range(num_slots), key=lambda slot: holders[slot])
 
 
 def note_exit(worker: PoolWorker) -> None:

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     )
     api_key: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="key that clients must send (Authorization: Bearer KEY); repeatable",
+        description="key that clients must send (Authorization: Bearer KEY); repeatable; no commas",
         json_schema_extra={"metavar": "KEY", "repeatable": True},
     )
     config: Path | None = Field(
@@ -156,9 +156,14 @@ class Settings(BaseSettings):
     @field_validator("api_key", mode="before")
     @classmethod
     def _split_api_keys(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = value.split(",")
-        return tuple(key.strip() for key in value if key.strip())
+        keys = value.split(",") if isinstance(value, str) else value
+        if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+            raise ValueError("a key must be a string, or a list of them")
+        keys = tuple(key.strip() for key in keys)
+        if not all(key.isascii() and key.isprintable() and key for key in keys):
+            # Never shown: it may be most of the right one.
+            raise ValueError("a key must be printable ASCII, not empty, without commas")
+        return keys
 
     @field_validator("cuda_visible_devices")
     @classmethod
@@ -218,7 +223,7 @@ def _explain(error: ValidationError) -> str:
         hint = nearest_hint(name, Settings.model_fields)
         return f"{name!r} in the configuration file is not a setting{hint}; see --help"
     field = next((f for f in Settings.model_fields if name in (f, env_name(f))), name)
-    found = f"{first['input']!r}"
+    found = "refused" if field == "api_key" else f"{first['input']!r}"
     reason = first["msg"].removeprefix("Value error, ")
     return f"--{field} ({env_name(field)}) is {found}: {_one_line(reason)}"
 

@@ -19,7 +19,7 @@ from typing import Any
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from dispatcher import GPUDispatcher
-from gpupool.api import is_generation
+from gpupool.api import CONTROL_PATHS, waits_for_model
 from gpupool.boot import BACKOFF_S, Boot
 from gpupool.errors import EngineDead
 from gpupool.http_error import send_error
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 ENGINE_FAILED = 70  # any code but gunicorn's 3 and 4, which stop the whole service
 NUM_CONTROL_THREADS = 4
+SEND_TIMEOUT_S = 60
+CONTROL_SEND_TIMEOUT_S = 2  # a few kilobytes; a client that does not take them must not hold one
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 CHECK_PERIOD_S = 0.5
 EXAMPLE = (
     '{"instances": ["The capital of France is"], "params": {"max_tokens": 16, "temperature": 0}}'
@@ -58,15 +61,23 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     settings: Settings
     boot: Boot
-    row: Slot
+    alive: bool
     replica: Replica
     slot = 0
     exit_code = 0
 
     def claim(self, slot: int, scoreboard: Scoreboard) -> None:
         """Take a slot of the scoreboard. Runs in the master, before the fork."""
-        self.slot, self.scoreboard, self.row = slot, scoreboard, scoreboard[slot]
+        self.slot, self.scoreboard, self._row = slot, scoreboard, scoreboard[slot]
         scoreboard.claim(slot)
+
+    @property
+    def row(self) -> Slot:
+        """This worker's row; one that nobody reads once a reload gave the slot to a successor."""
+        if self.booted and self._row.pid != os.getpid():
+            self._row = Slot()
+            self._row.pid = os.getpid()
+        return self._row
 
     def settle(self, settings: Settings, dispatcher: GPUDispatcher) -> None:
         """First steps after the fork, while there is one thread.
@@ -135,7 +146,11 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         try:
             sock, client = listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+            if error.errno in OUT_OF_FILES:
+                # The listener stays readable: look away until the next turn of the loop.
+                log.warning("worker %d cannot accept: %s", self.slot, error.strerror)
+                super().set_accept_enabled(False)
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
             return
         self.nr_conns += 1
@@ -148,11 +163,14 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def admit(self, conn: Connection) -> None:
         """Decide what happens to a whole request: run now, or wait for the model."""
         request = conn.parser.request
-        if request is None or not is_generation(request.path):
+        is_loading = self.replica.state in ("starting", "waiting", "loading")
+        if request is None or request.path in CONTROL_PATHS:
+            conn.limit_send(CONTROL_SEND_TIMEOUT_S)
             self._submit(self.control_pool, conn)
-        elif self.replica.state in ("starting", "waiting", "loading") and self.alive:
+        elif is_loading and self.alive and waits_for_model(request.method, request.path):
             self.room.add(conn)
         else:
+            conn.limit_send(SEND_TIMEOUT_S)
             self._submit(self.tpool, conn)
 
     def _submit(self, pool: ThreadPoolExecutor, conn: Connection) -> None:
@@ -177,6 +195,11 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         send_error(client, exc)
 
     # What the main loop does each turn.
+
+    def is_parent_alive(self) -> bool:
+        """Without a master this worker drains at once, as after SIGTERM."""
+        self.alive = super().is_parent_alive() and self.alive
+        return bool(self.alive)
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Leave new connections to the siblings while they can answer and this worker cannot.
@@ -203,10 +226,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         if self.alive and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PERIOD_S
             self._check()
-        if self.row.pid != os.getpid():
-            # A reload has given the slot to a successor; what this worker writes is its own now.
-            self.row = Slot()
-            self.row.pid = os.getpid()
+        self.row.waiting = len(self.room)
 
     def _begin_drain(self) -> None:
         self.boot.stop()
@@ -237,7 +257,6 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 log_first_ready(self.settings)
         self.row.describe(phase=replica.phase)
         self.row.fraction = -1.0 if replica.fraction is None else replica.fraction
-        self.row.waiting = len(self.room)
         if replica.state not in ("starting", "waiting", "loading"):
             self._leave_room()
 

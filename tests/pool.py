@@ -60,7 +60,14 @@ def is_alive(pid: int) -> bool:
 class Pool:
     """Starts a pool and ends it, with everything in its process tree; shows its log on failure."""
 
-    def __init__(self, tmp_path: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        limit_files: int | None = None,
+    ) -> None:
+        self._limit = [] if limit_files is None else ["prlimit", f"--nofile={limit_files}"]
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = tmp_path / f"pool-{self.port}.log"
@@ -75,7 +82,7 @@ class Pool:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 # A killed test run must not leave a pool behind.
-                ["setpriv", "--pdeathsig", "TERM", "bash", str(script), *self._flags],
+                [*self._limit, "setpriv", "--pdeathsig", "TERM", "bash", str(script), *self._flags],
                 env=self._env,
                 stdout=log,
                 stderr=subprocess.STDOUT,

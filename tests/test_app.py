@@ -102,6 +102,10 @@ BAD_BODIES: dict[str, bytes] = {
     "unknown key": b'{"instances": "a", "parms": {}}',
     "prompt too long": json.dumps({"instances": "a" * 1000}).encode(),
     "prompt far too long": json.dumps({"instances": "a" * 1_000_000}).encode(),
+    "too many sequences": json.dumps({"instances": ["a"] * 2000, "params": {"n": 128}}).encode(),
+    "a long unknown parameter": json.dumps(
+        {"instances": "a", "params": {"x" * 1_000_000: 1}}
+    ).encode(),
     "unknown parameter": b'{"instances": "a", "params": {"temprature": 1}}',
     "unsupported": b'{"instances": "a", "params": {"use_beam_search": true}}',
 }
@@ -113,6 +117,7 @@ def test_a_bad_body_is_a_400_in_the_one_shape(client: FlaskClient, raw: bytes) -
     assert answer.status_code == 400
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
     assert answer.json["error"]["type"] == "invalid_request_error"
+    assert len(answer.data) < 1000
 
 
 def test_an_unknown_route_is_a_json_404(client: FlaskClient) -> None:

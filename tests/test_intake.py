@@ -15,7 +15,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import LimitRequestHeaders
 
 from gpupool.errors import TooLarge
-from gpupool.intake import Connection, Intake, ReadTimeout
+from gpupool.intake import MAX_LINGERING, Connection, Intake, ReadTimeout
 
 POST = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\nhello world"
 CHUNKED = (
@@ -150,8 +150,24 @@ def test_a_request_that_never_ends_times_out(sent: bytes) -> None:
             next(conn.parser)
 
 
+def test_a_new_connection_has_time_to_send_however_short_idle_ones_live() -> None:
+    with closing(Reader(idle_timeout_s=0)) as reader:
+        client, _ = reader.connect()
+        reader.turn()
+        client.sendall(POST)
+        reader.turn_until(reader.whole)
+
+
+def test_lingering_connections_are_bounded(reader: Reader) -> None:
+    for _ in range(MAX_LINGERING + 5):
+        _client, conn = reader.connect()
+        reader.poller.unregister(conn.sock)
+        conn.close(graceful=True)
+    assert [sock.fileno() for sock in reader.sockets[1::2]].count(-1) == 5
+
+
 def test_an_idle_connection_is_closed_after_its_time() -> None:
-    with closing(Reader(idle_timeout_s=0.1)) as reader:
+    with closing(Reader(idle_timeout_s=0.1, read_timeout_s=0.1)) as reader:
         _client, conn = reader.connect()
         reader.turn_until(reader.closed)
         assert reader.closed == [conn]

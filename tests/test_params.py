@@ -127,6 +127,8 @@ def test_top_k_zero_is_no_limit() -> None:
         {"stop": ["x"] * 65},
         {"stop": ["x" * 1025]},
         {"stop": [1]},
+        {"stop": ["\ud800"]},
+        {"early_stopping": 1},
         {"stop": {}},
         {"stop_token_ids": [1000]},
         {"stop_token_ids": [-1]},

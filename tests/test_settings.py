@@ -89,6 +89,23 @@ def test_an_unknown_engine_names_the_nearest(monkeypatch: pytest.MonkeyPatch) ->
     assert "did you mean 'transformers'" in refusal(monkeypatch, INFER_TYPE="transformer")
 
 
+@pytest.mark.parametrize("value", ["", " ", ",", "a,", "schlüssel", "a\tb"])
+def test_a_key_that_protects_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    assert "--api_key" in refusal(monkeypatch, GPUPOOL_API_KEY=value)
+
+
+def test_a_refused_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "geheim" not in refusal(monkeypatch, GPUPOOL_API_KEY="geheim-schlüssel")
+
+
+def test_a_number_for_a_key_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text("api_key: 12345\n")
+    assert "must be a string" in refusal(monkeypatch, GPUPOOL_CONFIG=str(path))
+
+
 def test_an_unknown_variable_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GPUPOOL_HOST" in refusal(monkeypatch, GPUPOOL_HOSTS="x")
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+CONTROL_PATHS = frozenset({"/livez", "/readyz", "/health", "/pool"})
+"""Answered at once, whatever the load. By these spellings only: the router knows others for the
+same route, and a generation must not get at the threads that are kept for these."""
 
-def is_generation(path: str) -> bool:
-    """Whether a request for this path waits for a model; all others are answered at once."""
-    return path == "/infer" or path.startswith("/v1/")
+
+def waits_for_model(method: str, path: str) -> bool:
+    """Whether a request is worth holding while the model loads."""
+    return method == "POST" and (path == "/infer" or path.startswith("/v1/"))

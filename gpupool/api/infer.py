@@ -27,6 +27,7 @@ from gpupool.replica import Replica
 blueprint = Blueprint("infer", __name__)
 
 BODY_KEYS = ("instances", "params", "detail")
+MAX_SEQUENCES = 200_000  # each costs some hundred bytes before it runs
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
 
 
@@ -53,6 +54,12 @@ def infer() -> Response:
     replica: Replica = current_app.extensions["gpupool"]
     engine = replica.ready_engine()
     ask = parse_params(params or {}, engine.default_params, engine.capabilities, engine.model)
+    if len(texts) * ask.best_of > MAX_SEQUENCES:
+        raise BadRequest(
+            f"{len(texts)} instances with {ask.best_of} completions each are more than "
+            f"{MAX_SEQUENCES} sequences; send them in several requests",
+            param="instances",
+        )
     prompts = [_tokenize(engine, text, index, ask) for index, text in enumerate(texts)]
     items, jobs = _plan(prompts, ask, engine, detail)
     outcomes = run_batch(engine, jobs)
@@ -65,9 +72,9 @@ def _read_instances(body: dict[str, Any]) -> list[str]:
     for key in body:
         if key not in BODY_KEYS:
             raise BadRequest(
-                f"unknown key {key!r} in the body{nearest_hint(key, BODY_KEYS)}; "
+                f"unknown key {key[:60]!r} in the body{nearest_hint(key, BODY_KEYS)}; "
                 f"it takes {', '.join(BODY_KEYS)}",
-                param=key,
+                param=key[:60],
                 code="unknown_parameter",
             )
     instances = body.get("instances")

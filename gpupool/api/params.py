@@ -105,8 +105,8 @@ def _resolve_names(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in KNOWN:
             raise BadRequest(
-                f"unknown parameter {name!r}{nearest_hint(name, KNOWN)}",
-                param=name,
+                f"unknown parameter {_show(name)}{nearest_hint(name, KNOWN)}",
+                param=name[:60],
                 code="unknown_parameter",
             )
         if value is None or name in CLIENTS_OWN:
@@ -133,7 +133,7 @@ def _check(name: str, value: Any, able: frozenset[str], model: ModelInfo) -> Any
         return _token_ids(value, able, model)
     if name == "logit_bias":
         return _bias(value, able, model)
-    if value not in (True, False, "never"):
+    if value is not True and value is not False and value != "never":
         raise BadRequest(
             f'early_stopping is {_show(value)}; it must be true, false or "never"', param=name
         )
@@ -173,6 +173,8 @@ def _stops(value: Any, able: frozenset[str]) -> tuple[str, ...]:
             f"stop takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
             param="stop",
         )
+    if any("\ud800" <= char <= "\udfff" for stop in stops for char in stop):
+        raise BadRequest("stop has half of a surrogate pair", param="stop")
     if stops:
         _need("stop", "stop", able)
     return tuple(stops)

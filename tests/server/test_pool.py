@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,70 @@ def _group(pid: int) -> int:
         return os.getpgid(pid)
     except ProcessLookupError:
         return -1
+
+
+def test_after_a_reload_every_slot_has_its_worker(tmp_path: Path) -> None:
+    with (
+        fake_machine(tmp_path, gpus=3) as machine,
+        Pool(tmp_path, *SCRIPTED, env=machine.env()) as pool,
+    ):
+        pool.wait_ready(workers=3)
+        before = {worker["pid"] for worker in pool.workers()}
+        pool.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: all(
+                worker["state"] == "ready" and worker["pid"] not in before
+                for worker in _workers(pool)
+            ),
+            40,
+            "a new ready worker on every slot",
+        )
+        assert sum(worker["inflight"] for worker in pool.workers()) <= 1  # this request itself
+
+
+def _workers(pool: Pool) -> list[dict[str, Any]]:
+    try:
+        return pool.workers()
+    except OSError:
+        return [{"state": "unknown", "pid": 0}]
+
+
+def test_no_spelling_of_infer_reaches_the_threads_of_the_probes(tmp_path: Path) -> None:
+    with (
+        Pool(tmp_path, *SCRIPTED, "--", "--token-s", "0.05") as pool,
+        concurrent.futures.ThreadPoolExecutor(8) as threads,
+    ):
+        pool.wait_ready()
+        body = {"instances": "ab", "params": {"max_tokens": 100}}
+        answers = [threads.submit(pool.post, "/%69nfer", body) for _ in range(8)]
+        wait_until(lambda: pool.workers()[0]["inflight"] >= 8, 10, "eight running requests")
+        began = time.monotonic()
+        assert pool.get("/livez")[0] == 200
+        assert time.monotonic() - began < 2
+        assert all(answer.result()[0] == 200 for answer in answers)
+
+
+def test_without_free_files_the_worker_lives(tmp_path: Path) -> None:
+    with Pool(tmp_path, *SCRIPTED, limit_files=100) as pool:
+        pool.wait_ready()
+        pid = pool.workers()[0]["pid"]
+        clients = [socket.create_connection(("127.0.0.1", pool.port)) for _ in range(150)]
+        for client in clients:
+            client.close()
+        assert pool.infer("abc", max_tokens=3) == ["abc"]
+        assert pool.workers()[0]["pid"] == pid
+
+
+def test_the_number_of_waiting_requests_is_told(tmp_path: Path) -> None:
+    with (
+        Pool(tmp_path, *SCRIPTED, "--", "--load-s", "4") as pool,
+        concurrent.futures.ThreadPoolExecutor(3) as threads,
+    ):
+        wait_until(lambda: _answers(pool), 20, "an answer of /livez")
+        answers = [threads.submit(pool.infer, "abc", max_tokens=3) for _ in range(3)]
+        wait_until(lambda: pool.workers()[0]["waiting"] == 3, 10, "three waiting requests")
+        assert [answer.result() for answer in answers] == [["abc"]] * 3
+        wait_until(lambda: pool.workers()[0]["waiting"] == 0, 5, "an empty room")
 
 
 def test_a_load_that_fails_is_tried_again_later(tmp_path: Path) -> None:
