@@ -11,9 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from flask import Flask, Response, jsonify, request
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.load import Endpoint
 from benchmarks.offline import load_engine
@@ -21,9 +19,15 @@ from benchmarks.server import running
 from benchmarks.work import SAMPLING
 from tests.pool import free_port
 
+if TYPE_CHECKING:
+    from flask import Flask, Response
+
 
 def create_app() -> Flask:
     """Loads the engine, then serves."""
+    # Not at the top: vLLM's worker looks at the globals of every module that its process has
+    # imported, and flask's request, which is none outside a request, makes it fail.
+    from flask import Flask, jsonify, request
     from vllm import SamplingParams
 
     app = Flask("ancestor")
