@@ -209,7 +209,7 @@ def test_no_spelling_of_infer_reaches_the_threads_of_the_probes(tmp_path: Path) 
 
 
 def test_without_free_files_the_worker_lives(tmp_path: Path) -> None:
-    with Pool(tmp_path, *SCRIPTED, limit_files=100) as pool:
+    with Pool(tmp_path, *SCRIPTED, limit_files=64) as pool:
         pool.wait_ready()
         pid = pool.workers()[0]["pid"]
         clients = [socket.create_connection(("127.0.0.1", pool.port)) for _ in range(150)]
