@@ -225,10 +225,16 @@ class Answerer(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    """With room for all connections at once; the default is 5, and the kernel drops the rest."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def serving(num_requests: int) -> Iterator[str]:
     handler = type("Handler", (Answerer,), {"meet": threading.Barrier(num_requests)})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     server.handle_error = lambda *args: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
