@@ -12,6 +12,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dispatcher import GPUDispatcher
 from gpupool.engines.catalog import import_engine
@@ -88,10 +91,38 @@ def _holder(port: int) -> str:
     return ""
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what libraries print while they are asked; an unexpected error shows it after all."""
+    with tempfile.TemporaryFile() as kept:
+        sys.stdout.flush()
+        before = {fd: os.dup(fd) for fd in (1, 2)}
+        for fd in before:
+            os.dup2(kept.fileno(), fd)
+        is_shown = False
+        try:
+            yield
+        except ConfigError:
+            raise
+        except BaseException:
+            is_shown = True
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, saved in before.items():
+                os.dup2(saved, fd)
+                os.close(saved)
+            if is_shown:
+                kept.seek(0)
+                os.write(2, kept.read())
+
+
 def main() -> int:
     """Check this process's environment."""
     try:
-        check(read_settings())
+        with _silence():
+            check(read_settings())
     except ConfigError as error:
         print(f"gpupool: error: {error}", file=sys.stderr)
         return EXIT_REFUSED
