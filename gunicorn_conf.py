@@ -65,7 +65,7 @@ def on_starting(server: _Any) -> None:
 
 def pre_fork(server: _Any, worker: _Any) -> None:
     """Master, before each fork: the lowest slot that no living worker has."""
-    worker.claim(_master.free_slot(server.WORKERS.values(), len(_scoreboard)), _scoreboard)
+    worker.claim(_master.free_row(server.WORKERS.values(), _scoreboard), _scoreboard)
 
 
 def post_fork(server: _Any, worker: _Any) -> None:

@@ -15,7 +15,7 @@ from dispatcher import GPUDispatcher, Grant, Lease
 from gpupool import guardian
 from gpupool.errors import NotGranted
 from gpupool.replica import Replica
-from gpupool.scoreboard import Slot
+from gpupool.scoreboard import Row
 from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ MEMORY_FREE_TIMEOUT_S = 30.0
 class Boot:
     """One boot; lives as long as the worker, since it holds the lease."""
 
-    def __init__(self, slot: int, row: Slot, settings: Settings, dispatcher: GPUDispatcher) -> None:
+    def __init__(self, slot: int, row: Row, settings: Settings, dispatcher: GPUDispatcher) -> None:
         self._slot = slot
         self._row = row
         self._settings = settings

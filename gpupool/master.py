@@ -60,19 +60,24 @@ def shared_scoreboard(num_slots: int) -> Scoreboard:
     return Scoreboard(num_slots)
 
 
-def free_slot(workers: Iterable[PoolWorker], num_slots: int) -> int:
-    """The slot with the fewest living workers. While a reload keeps old workers beside new ones,
-    each slot so gets one of each, and the new one waits for the old one's GPUs."""
-    holders = Counter(worker.slot for worker in workers)
-    return min(range(num_slots), key=lambda slot: holders[slot])
+def free_row(workers: Iterable[PoolWorker], scoreboard: Scoreboard) -> int:
+    """A row that no living worker has, of the slot with the fewest. While a reload keeps old
+    workers beside new ones, each slot so gets one of each, and the new one waits for the old
+    one's GPUs."""
+    living = list(workers)
+    taken = {worker.row_index for worker in living}
+    holders = Counter(worker.slot for worker in living)
+    slot = min(range(scoreboard.num_slots), key=lambda slot: holders[slot])
+    free = [index for index in scoreboard.rows_of(slot) if index not in taken]
+    return free[0]
 
 
 def note_exit(worker: PoolWorker) -> None:
     """Count a worker's end and make sure of its engine's."""
     kill_group(worker.pid, signal.SIGKILL)
     worker.row.restarts += 1
-    if worker.row.pid == worker.pid:
-        worker.row.enter("starting")
+    worker.row.pid = 0
+    worker.row.enter("starting")
     log.info("worker %d ended pid=%s", worker.slot, worker.pid)
 
 

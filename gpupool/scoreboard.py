@@ -1,8 +1,9 @@
 """What each worker publishes, in memory shared by the master and all workers.
 
-One anonymous shared mapping, made in the master before the first fork, one slot per worker.
-Every field has one writer at a time (the worker that owns the slot; the master while it has
-none), and numbers are aligned machine words, so readers need no lock.
+One anonymous shared mapping, made in the master before the first fork. A slot has two rows: while
+a reload replaces its worker, the old one and the new one have one each. Every field has one writer
+at a time (the worker that owns the row; the master while it has none), and numbers are aligned
+machine words, so readers need no lock.
 """
 
 from __future__ import annotations
@@ -25,17 +26,22 @@ STATES = (
 STALE_S = 5.0  # a worker whose heartbeat is older does not count as ready
 
 
-class Slot(ctypes.Structure):
+class Row(ctypes.Structure):
     """One worker's row; read through the properties, written through the methods."""
 
     _fields_ = (
-        ("pid", ctypes.c_uint32),
+        ("pid", ctypes.c_uint32),  # 0: nobody's
+        ("slot", ctypes.c_uint32),
         ("state_index", ctypes.c_uint32),
-        ("running", ctypes.c_uint32),
-        ("waiting", ctypes.c_uint32),
+        ("slots", ctypes.c_uint32),  # sequences that the engine runs at once
+        ("running", ctypes.c_uint32),  # sequences that hold one of them
+        ("waiting", ctypes.c_uint32),  # requests in this worker's part of the room
         ("failures", ctypes.c_uint32),  # loads that failed in a row
         ("restarts", ctypes.c_uint32),
         ("served", ctypes.c_uint64),
+        ("received", ctypes.c_uint64),  # requests that siblings handed over and that arrived
+        ("oldest", ctypes.c_double),  # since when the first of the waiting waits
+        ("mean_run_s", ctypes.c_double),  # moving average of how long a request runs
         ("heartbeat", ctypes.c_double),
         ("since", ctypes.c_double),  # when the state began
         ("fraction", ctypes.c_double),  # of the phase, negative where unknown
@@ -52,7 +58,9 @@ class Slot(ctypes.Structure):
     @property
     def is_ready(self) -> bool:
         """Whether the worker can generate, and its main loop lives."""
-        return self.state == "ready" and time.monotonic() - self.heartbeat < STALE_S
+        return (
+            self.pid != 0 and self.state == "ready" and time.monotonic() - self.heartbeat < STALE_S
+        )
 
     @property
     def phase(self) -> str:
@@ -91,31 +99,53 @@ class Slot(ctypes.Structure):
 
 
 class Scoreboard:
-    """The slots of one pool; made before the first fork, lives as long as any process has it."""
+    """The rows of one pool; made before the first fork, lives as long as any process has it."""
 
     def __init__(self, num_slots: int) -> None:
-        self._memory = mmap.mmap(-1, ctypes.sizeof(Slot) * num_slots)
-        self._slots = (Slot * num_slots).from_buffer(self._memory)
+        self.num_slots = num_slots
+        num_rows = 2 * num_slots
+        handed_over = ctypes.c_uint64 * num_rows * num_rows
+        size = ctypes.sizeof(Row) * num_rows
+        self._memory = mmap.mmap(-1, size + ctypes.sizeof(handed_over))
+        self._rows = (Row * num_rows).from_buffer(self._memory)
+        # [sender][receiver], so that each number has one writer.
+        self._handed_over = handed_over.from_buffer(self._memory, size)
+        for index, row in enumerate(self._rows):
+            row.slot = index % num_slots
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._rows)
 
-    def __getitem__(self, slot: int) -> Slot:
-        return self._slots[slot]
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
 
-    def __iter__(self) -> Iterator[Slot]:
-        return iter(self._slots)
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
 
-    def claim(self, slot: int) -> None:
-        """Make the row a new worker's; counters and the last error outlive the worker (master)."""
-        row = self._slots[slot]
-        row.pid = row.running = row.waiting = 0
+    def rows_of(self, slot: int) -> tuple[int, int]:
+        """Where a slot's two rows are."""
+        return slot, slot + self.num_slots
+
+    def claim(self, index: int) -> None:
+        """Make the row a new worker's; its counters outlive the worker before (master)."""
+        row = self._rows[index]
+        row.pid = row.slots = row.running = row.waiting = 0
+        row.mean_run_s = 0.0
         row.describe(phase="", gpus=())
         row.enter("starting")
 
     def num_ready(self) -> int:
         """Workers that can generate now."""
-        return sum(row.is_ready for row in self._slots)
+        return sum(row.is_ready for row in self._rows)
+
+    def note_handed_over(self, sender: int, receiver: int) -> None:
+        """A request is on its way from one row's worker to another's (sender's main thread)."""
+        self._handed_over[sender][receiver] += 1
+
+    def in_transit(self, receiver: int) -> int:
+        """Requests that were handed over to a row and have not arrived yet."""
+        sent = sum(row[receiver] for row in self._handed_over)
+        return max(0, int(sent - self._rows[receiver].received))
 
 
 def _cut(text: str, size: int) -> bytes:

@@ -26,7 +26,7 @@ from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
 from gpupool.replica import Replica
 from gpupool.room import Room
-from gpupool.scoreboard import Scoreboard, Slot
+from gpupool.scoreboard import Row, Scoreboard
 from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -63,21 +63,16 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     boot: Boot
     alive: bool
     replica: Replica
+    row: Row
+    row_index = 0
     slot = 0
     exit_code = 0
 
-    def claim(self, slot: int, scoreboard: Scoreboard) -> None:
-        """Take a slot of the scoreboard. Runs in the master, before the fork."""
-        self.slot, self.scoreboard, self._row = slot, scoreboard, scoreboard[slot]
-        scoreboard.claim(slot)
-
-    @property
-    def row(self) -> Slot:
-        """This worker's row; one that nobody reads once a reload gave the slot to a successor."""
-        if self.booted and self._row.pid != os.getpid():
-            self._row = Slot()
-            self._row.pid = os.getpid()
-        return self._row
+    def claim(self, index: int, scoreboard: Scoreboard) -> None:
+        """Take a row of the scoreboard, and so its slot. Runs in the master, before the fork."""
+        self.row_index, self.scoreboard, self.row = index, scoreboard, scoreboard[index]
+        self.slot = self.row.slot
+        scoreboard.claim(index)
 
     def settle(self, settings: Settings, dispatcher: GPUDispatcher) -> None:
         """First steps after the fork, while there is one thread.

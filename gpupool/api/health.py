@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app, jsonify
 
 from gpupool import capabilities
 from gpupool.replica import RETRY_AFTER_S, Replica
-from gpupool.scoreboard import Scoreboard, Slot
+from gpupool.scoreboard import Row, Scoreboard
 
 blueprint = Blueprint("health", __name__)
 
@@ -56,12 +56,16 @@ def _workers() -> list[dict[str, Any]]:
     scoreboard: Scoreboard | None = current_app.extensions.get("gpupool.scoreboard")
     if scoreboard is None:
         return [_alone(current_app.extensions["gpupool"])]
-    return [_worker(slot, row) for slot, row in enumerate(scoreboard)]
+    shown = []
+    for slot in range(scoreboard.num_slots):
+        rows = [scoreboard[index] for index in scoreboard.rows_of(slot)]
+        shown += [row for row in rows if row.pid] or rows[:1]
+    return [_worker(row) for row in shown]
 
 
-def _worker(slot: int, row: Slot) -> dict[str, Any]:
+def _worker(row: Row) -> dict[str, Any]:
     return {
-        "slot": slot,
+        "slot": row.slot,
         "pid": row.pid,
         "state": row.state,
         "phase": row.phase,
