@@ -14,6 +14,7 @@ from typing import Any as _Any
 _sys.path.insert(0, _os.path.dirname(_os.path.abspath(__file__)))
 
 from dispatcher import GPUDispatcher as _GPUDispatcher
+from gpupool import hooks as _hooks
 from gpupool import logs as _logs
 from gpupool import master as _master
 from gpupool import preflight as _preflight
@@ -28,15 +29,15 @@ _dispatcher = _GPUDispatcher.for_settings(_settings)
 if not _settings.infer_type:
     _os.environ["INFER_TYPE"] = _preflight.default_infer_type(_dispatcher)
     _settings = _read_settings()
-_scoreboard = _master.shared_scoreboard(len(_dispatcher.slices))
+_scoreboard = _hooks.shared_scoreboard(len(_dispatcher.slices))
 
 # One worker per slice, each with threads that wait for its engine.
-bind = _master.bind_address(_settings)
+bind = _hooks.bind_address(_settings)
 workers = len(_dispatcher.slices)
 worker_class = "gpupool.worker.PoolWorker"
 wsgi_app = f"{_find_entry(_settings.infer_type).app_module}:app"
 threads = _settings.threads
-worker_connections = _master.raise_file_limit(10_000)
+worker_connections = _hooks.raise_file_limit(10_000)
 proc_name = f"gpupool {_settings.model_name}"
 
 # An engine must never be loaded before the fork, so the application is not either.
@@ -60,12 +61,13 @@ limit_request_field_size = 8190
 def on_starting(server: _Any) -> None:
     """Master, once, before the port is bound."""
     _logs.adopt(server.log.error_log)
-    _master.announce(_settings, _dispatcher)
+    _hooks.announce(_settings, _dispatcher)
+    _master.adopt(server, _settings, _dispatcher, _scoreboard)
 
 
 def pre_fork(server: _Any, worker: _Any) -> None:
     """Master, before each fork: the lowest slot that no living worker has."""
-    worker.claim(_master.free_row(server.WORKERS.values(), _scoreboard), _scoreboard)
+    worker.claim(_hooks.free_row(server.WORKERS.values(), _scoreboard), _scoreboard)
 
 
 def post_fork(server: _Any, worker: _Any) -> None:
@@ -75,10 +77,10 @@ def post_fork(server: _Any, worker: _Any) -> None:
 
 def child_exit(server: _Any, worker: _Any) -> None:
     """Master, after a worker ended, however it did."""
-    _master.note_exit(worker)
+    _hooks.note_exit(worker)
 
 
 def on_exit(server: _Any) -> None:
     """Master, last thing: nothing of any worker may outlive it."""
     for worker in list(server.WORKERS.values()):
-        _master.kill_group(worker.pid, _signal.SIGKILL)
+        _hooks.kill_group(worker.pid, _signal.SIGKILL)

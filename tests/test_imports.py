@@ -24,7 +24,8 @@ PURE = {
         "gpupool.nearest",
     },
 }
-MASTER = {"gunicorn_conf", "dispatcher", "gpupool.master", "gpupool.worker", "gpupool.preflight"}
+MASTER = {"gunicorn_conf", "dispatcher", "gpupool.hooks", "gpupool.master", "gpupool.worker"}
+MASTER |= {"gpupool.preflight"}
 
 
 def module_name(path: Path) -> str:
