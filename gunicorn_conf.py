@@ -30,6 +30,7 @@ if not _settings.infer_type:
     _os.environ["INFER_TYPE"] = _preflight.default_infer_type(_dispatcher)
     _settings = _read_settings()
 _scoreboard = _hooks.shared_scoreboard(len(_dispatcher.slices))
+_mailboxes = _hooks.shared_mailboxes(len(_dispatcher.slices))
 
 # One worker per slice, each with threads that wait for its engine.
 bind = _hooks.bind_address(_settings)
@@ -67,7 +68,8 @@ def on_starting(server: _Any) -> None:
 
 def pre_fork(server: _Any, worker: _Any) -> None:
     """Master, before each fork: the lowest slot that no living worker has."""
-    worker.claim(_hooks.free_row(server.WORKERS.values(), _scoreboard), _scoreboard)
+    index = _hooks.free_row(server.WORKERS.values(), _scoreboard)
+    worker.claim(index, _scoreboard, _mailboxes)
 
 
 def post_fork(server: _Any, worker: _Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from dispatcher import GPUDispatcher
+from gpupool.mailbox import Mailboxes
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
 from gpupool.worker import PoolWorker
@@ -58,6 +59,12 @@ def announce(settings: Settings, dispatcher: GPUDispatcher) -> None:
 def shared_scoreboard(num_slots: int) -> Scoreboard:
     """The pool's scoreboard: a reload runs the configuration again, but keeps this."""
     return Scoreboard(num_slots)
+
+
+@cache
+def shared_mailboxes(num_slots: int) -> Mailboxes:
+    """One for each row of the scoreboard, kept over a reload like it."""
+    return Mailboxes(len(shared_scoreboard(num_slots)))
 
 
 def free_row(workers: Iterable[PoolWorker], scoreboard: Scoreboard) -> int:

@@ -23,6 +23,7 @@ from gunicorn.http import get_parser
 from gunicorn.http.errors import NoMoreData
 from gunicorn.workers.gthread import TConn
 
+from gpupool.call import Call
 from gpupool.errors import RequestError, TooLarge
 
 READ_SIZE = 65536
@@ -40,17 +41,22 @@ class ReadTimeout(RequestError):
 
 
 class _PatientSocket:
-    """recv() for the parser: takes what is there, else returns to the main loop and waits."""
+    """recv() for the parser: takes what is there, else returns to the main loop and waits. Keeps
+    what it took of the request, in case that another worker is to answer it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.taken: list[bytes] = []
 
     def recv(self, size: int) -> bytes:
         while True:
             try:
-                return self._sock.recv(size)
+                data = self._sock.recv(size)
             except BlockingIOError:
                 greenlet.getcurrent().parent.switch(_WAIT)
+            else:
+                self.taken.append(data)
+                return data
 
 
 _WAIT = object()
@@ -60,7 +66,8 @@ class WholeRequest:
     """Stands where gthread's handle() expects a parser: hands out what was read already."""
 
     def __init__(self, cfg: Config, sock: socket.socket, client: Any) -> None:
-        self._parser = get_parser(cfg, _PatientSocket(sock), client)
+        self.source = _PatientSocket(sock)
+        self._parser = get_parser(cfg, self.source, client)
         self.unreader = self._parser.unreader
         self.request: Any = None
         self.error: Exception | None = None
@@ -91,6 +98,31 @@ class Connection(TConn):  # type: ignore[misc]
         self.parser = WholeRequest(cfg, sock, client)
         self.reader: greenlet.greenlet | None = None
         self.intake = intake
+        self.call = Call()
+        self.since = 0.0  # when the request was whole, here or where it came from
+        self.was_forwarded = False
+
+    def begin(self) -> None:
+        """A next request begins."""
+        self.parser.request = self.parser.error = None
+        self.parser.source.taken = [self.parser.unreader.buf.getvalue()]
+        if not self.was_forwarded:
+            self.since = 0.0
+
+    def expect(self, data: bytes, since: float) -> None:
+        """A sibling read this much of the request, or nothing of a next one."""
+        self.was_forwarded = bool(data)
+        self.since = since
+        self.parser.unreader.unread(data)
+
+    def received(self) -> bytes:
+        """Every byte of the request, and of a next one if the client has sent some."""
+        return b"".join(self.parser.source.taken)
+
+    def settle_here(self) -> None:
+        """This worker answers the request."""
+        self.parser.source.taken = []
+        self.was_forwarded = False
 
     def limit_send(self, seconds: int) -> None:
         """How long one write of the answer may take: a client that stops reading must not hold
@@ -146,7 +178,7 @@ class Intake:
     def read(self, conn: Connection) -> None:
         """Read the next request of a connection that has bytes, on the socket or left over."""
         conn.sock.setblocking(False)
-        conn.parser.request = conn.parser.error = None
+        conn.begin()
         conn.reader = greenlet.greenlet(self._read_request)
         self._reading[conn] = time.monotonic() + self._read_timeout_s
         if self._resume(conn, conn):
@@ -168,6 +200,7 @@ class Intake:
         except Exception as error:
             conn.parser.error = error
         self._forget(conn)
+        conn.since = conn.since or time.monotonic()
         self._on_request(conn)
         return False
 
@@ -182,7 +215,7 @@ class Intake:
         length = getattr(request.body.reader, "length", None)
         if length is not None and length > self._max_body_bytes:
             raise self._too_large()
-        if request._expected_100_continue:
+        if request._expected_100_continue and not conn.was_forwarded:
             conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             request._expected_100_continue = False
         if length != 0:
@@ -209,6 +242,14 @@ class Intake:
             f"the request body is larger than {self._max_body_bytes} bytes; send fewer instances "
             "per request, or start the pool with a larger --max_body_bytes"
         )
+
+    def take_idle(self) -> list[Connection]:
+        """Stop watching the connections that have sent nothing yet."""
+        idle = list(self._idle)
+        for conn in idle:
+            del self._idle[conn]
+            self._poller.unregister(conn.sock)
+        return idle
 
     def expire(self, *, drain: bool = False) -> None:
         """Give up on connections past their deadline; with drain, on all idle ones at once."""

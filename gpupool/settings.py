@@ -94,7 +94,14 @@ class Settings(BaseSettings):
         default=256, ge=1, le=4096, description="requests one worker answers at the same time"
     )
     max_wait_s: float = Field(
-        default=600, ge=0, description="how long /infer waits for a loading model before a 503"
+        default=600,
+        ge=0,
+        description="how long a request waits for a free slot (then 429) or a model (then 503)",
+    )
+    max_waiting: int = Field(
+        default=1000,
+        ge=0,
+        description="requests that may wait for a free slot; one more to /v1 is a 429 at once",
     )
     max_body_bytes: int = Field(
         default=8 << 20, ge=1, description="largest request body; a larger one is a 413"

@@ -10,24 +10,32 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import selectors
 import socket
 import sys
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from dispatcher import GPUDispatcher
+from gpupool import call
+from gpupool.admission import Admission
 from gpupool.api import CONTROL_PATHS, waits_for_model
 from gpupool.boot import BACKOFF_S, Boot
-from gpupool.errors import EngineDead
+from gpupool.disconnect import HangupWatcher
+from gpupool.errors import EngineDead, RequestError
 from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
+from gpupool.keys import KeyRing
+from gpupool.mailbox import Mailboxes
 from gpupool.replica import Replica
-from gpupool.room import Room
 from gpupool.scoreboard import Row, Scoreboard
 from gpupool.settings import Settings
+from gpupool.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +73,14 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     replica: Replica
     row: Row
     row_index = 0
+    keepalived_conns: deque[Connection]
     slot = 0
     exit_code = 0
 
-    def claim(self, index: int, scoreboard: Scoreboard) -> None:
+    def claim(self, index: int, scoreboard: Scoreboard, mailboxes: Mailboxes) -> None:
         """Take a row of the scoreboard, and so its slot. Runs in the master, before the fork."""
         self.row_index, self.scoreboard, self.row = index, scoreboard, scoreboard[index]
+        self.mailboxes = mailboxes
         self.slot = self.row.slot
         scoreboard.claim(index)
 
@@ -107,15 +117,33 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop; the engine boots meanwhile."""
+        self.keys = KeyRing(self.settings.api_key)
+        self.slots = Slots(self.scoreboard, self.row_index)
+        self.slots.on_free = lambda: self.method_queue.defer(self.admission.settle)
+        self.wsgi.extensions["gpupool.slots"] = self.slots
+        self.admission = Admission(
+            self,
+            self.row_index,
+            self.scoreboard,
+            self.mailboxes,
+            self.slots,
+            HangupWatcher(self.poller),
+            max_wait_s=self.settings.max_wait_s,
+            max_waiting=self.settings.max_waiting,
+        )
+        self.poller.register(
+            self.mailboxes.receiver(self.row_index),
+            selectors.EVENT_READ,
+            lambda _: self.admission.open_mailbox(self.row_index),
+        )
         self.intake = Intake(
             self.poller,
             on_request=self.admit,
-            on_close=self._hang_up,
+            on_close=self.hang_up,
             max_body_bytes=self.settings.max_body_bytes,
             read_timeout_s=self.settings.read_timeout_s,
             idle_timeout_s=self.settings.keepalive_s,
         )
-        self.room = Room(self.settings.max_wait_s)
         self._drain_by = float("inf")
         self._next_check = 0.0
         self.boot.start(self.replica, on_failed=self._leave)
@@ -136,8 +164,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     # Connections and requests, on the main loop.
 
-    def accept(self, listener: Any) -> None:
-        """Take one connection; it costs no thread before its request is whole."""
+    def accept(self, listener: Any) -> bool:
+        """Take one connection; it costs no thread before its request is whole. False: none."""
         try:
             sock, client = listener.accept()
         except OSError as error:
@@ -147,9 +175,22 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 super().set_accept_enabled(False)
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
-            return
+            return error.errno == errno.ECONNABORTED
+        self.intake.watch(self.adopt(sock, client, listener.getsockname()))
+        return True
+
+    def adopt(self, sock: socket.socket, client: Any, server: Any) -> Connection:
+        """Take a connection, new or from a sibling."""
         self.nr_conns += 1
-        self.intake.watch(Connection(self.cfg, sock, client, listener.getsockname(), self.intake))
+        return Connection(self.cfg, sock, client, server, self.intake)
+
+    def read(self, conn: Connection) -> None:
+        """Read the next request of a connection that has bytes."""
+        self.intake.read(conn)
+
+    def keep(self, conn: Connection) -> None:
+        """Wait for the next request of a connection that has none."""
+        self.intake.watch(conn)
 
     def enqueue_req(self, conn: Connection) -> None:
         """A kept-alive connection has bytes: read on (gthread would take a thread here)."""
@@ -158,30 +199,45 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def admit(self, conn: Connection) -> None:
         """Decide what happens to a whole request: run now, or wait for the model."""
         request = conn.parser.request
-        is_loading = self.replica.state in ("starting", "waiting", "loading")
         if request is None or request.path in CONTROL_PATHS:
-            conn.limit_send(CONTROL_SEND_TIMEOUT_S)
-            self._submit(self.control_pool, conn)
-        elif is_loading and self.alive and waits_for_model(request.method, request.path):
-            self.room.add(conn)
+            self._answer_at_once(conn)
+        elif waits_for_model(request.method, request.path) and self.keys.fit(request.headers):
+            self.admission.admit(conn)
         else:
-            conn.limit_send(SEND_TIMEOUT_S)
-            self._submit(self.tpool, conn)
+            self.answer(conn)
+
+    def answer(self, conn: Connection) -> None:
+        """Let a handler thread answer."""
+        conn.limit_send(SEND_TIMEOUT_S)
+        self._submit(self.tpool, conn)
+
+    def refuse(self, conn: Connection, error: RequestError) -> None:
+        """Answer with an error, past those who wait for a handler thread."""
+        conn.parser.error = error
+        self._answer_at_once(conn)
+
+    def _answer_at_once(self, conn: Connection) -> None:
+        conn.limit_send(CONTROL_SEND_TIMEOUT_S)
+        self._submit(self.control_pool, conn)
 
     def _submit(self, pool: ThreadPoolExecutor, conn: Connection) -> None:
-        self.row.running += 1
-        future = pool.submit(self.handle, conn)
+        future = pool.submit(self._handle, conn)
         future.add_done_callback(
             lambda done: self.method_queue.defer(self.finish_request, conn, done)
         )
 
+    def _handle(self, conn: Connection) -> Any:
+        with call.answering(conn.call):
+            return self.handle(conn)
+
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         """A handler thread is done with its request."""
-        self.row.running -= 1
         self.row.served += 1
+        self.admission.finish(conn)
         super().finish_request(conn, fs)
 
-    def _hang_up(self, conn: Connection) -> None:
+    def hang_up(self, conn: Connection) -> None:
+        """Close a connection; where it was handed over, only this process's end of it."""
         self.nr_conns -= 1
         conn.close()
 
@@ -216,19 +272,54 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         if not self.alive and self._drain_by == float("inf"):
             self._begin_drain()
         self.intake.expire(drain=time.monotonic() >= self._drain_by)
-        for conn in self.room.take_expired():
-            self._submit(self.tpool, conn)
-        if self.alive and time.monotonic() >= self._next_check:
+        self.admission.expire()
+        self.admission.settle()
+        if time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PERIOD_S
-            self._check()
-        self.row.waiting = len(self.room)
+            self._open_orphaned_mailboxes()
+            if self.alive:
+                self._check()
+
+    def _open_orphaned_mailboxes(self) -> None:
+        """A worker may have died with messages unread."""
+        for index, row in enumerate(self.scoreboard):
+            if not row.pid:
+                self.admission.open_mailbox(index)
 
     def _begin_drain(self) -> None:
+        """Leave nobody behind: who is in the listener's queue, who waits, who may send again."""
         self.boot.stop()
         self._drain_by = time.monotonic() + STOP_KEEPALIVE_LINGER
-        if self.replica.state == "ready":
+        if self.replica.state != "failed":
             self.replica.enter("draining")
-        self._leave_room()
+        self._publish()
+        self._accept_the_queued()
+        self.admission.settle()
+        for conn in self.intake.take_idle():
+            if not self.admission.hand_over_idle(conn):
+                self.intake.watch(conn)
+        self._hand_over_kept_alive()
+
+    def _accept_the_queued(self) -> None:
+        """What the kernel has accepted would be reset when the last worker closes the listener."""
+        for listener in self.sockets:
+            listener.setblocking(False)
+            while self.accept(listener):
+                pass
+            listener.close()
+
+    def _hand_over_kept_alive(self) -> None:
+        kept: deque[Connection] = deque()
+        for conn in self.keepalived_conns:
+            self.poller.unregister(conn.sock)
+            if not self.admission.hand_over_idle(conn):
+                kept.append(conn)
+                self.poller.register(
+                    conn.sock,
+                    selectors.EVENT_READ,
+                    partial(self.on_client_socket_readable, conn),
+                )
+        self.keepalived_conns = kept
 
     def _check(self) -> None:
         """Leave if the engine died, or if others may take the GPUs."""
@@ -252,9 +343,6 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 log_first_ready(self.settings)
         self.row.describe(phase=replica.phase)
         self.row.fraction = -1.0 if replica.fraction is None else replica.fraction
-        if replica.state not in ("starting", "waiting", "loading"):
-            self._leave_room()
-
-    def _leave_room(self) -> None:
-        for conn in self.room.take_all():
-            self._submit(self.tpool, conn)
+        if replica.engine is not None:
+            self.row.slots = min(replica.engine.model.slots, self.settings.threads)
+        self.admission.settle()

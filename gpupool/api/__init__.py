@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 CONTROL_PATHS = frozenset({"/livez", "/readyz", "/health", "/pool"})
 """Answered at once, whatever the load. By these spellings only: the router knows others for the
 same route, and a generation must not get at the threads that are kept for these."""
@@ -9,4 +11,11 @@ same route, and a generation must not get at the threads that are kept for these
 
 def waits_for_model(method: str, path: str) -> bool:
     """Whether a request is worth holding while the model loads."""
-    return method == "POST" and (path == "/infer" or path.startswith("/v1/"))
+    route = unquote(path)
+    return method == "POST" and (route == "/infer" or route.startswith("/v1/"))
+
+
+def may_be_refused(path: str) -> bool:
+    """Whether a full room is an answer: the clients of /v1 try again, those of /infer take an
+    error for the result, and wait."""
+    return unquote(path).startswith("/v1/")

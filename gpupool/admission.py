@@ -1,0 +1,270 @@
+"""Who runs a request, put into action: run it, let it wait, hand it over (worker, main thread).
+
+`balancer` decides; this sees to it. Requests travel between workers with their connection: the
+receiver reads the same bytes again and answers the client itself, so no worker is a proxy.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from gpupool.api import may_be_refused
+from gpupool.balancer import ON_ITS_WAY, View, ask_whom, pick
+from gpupool.call import Call
+from gpupool.disconnect import HangupWatcher
+from gpupool.errors import Overloaded, RequestError
+from gpupool.intake import Connection
+from gpupool.mailbox import Mailboxes, Message, close_all
+from gpupool.room import Room
+from gpupool.scoreboard import Row, Scoreboard
+from gpupool.slots import Slots
+
+log = logging.getLogger(__name__)
+
+ASK_AGAIN_S = 0.05
+MAX_MESSAGES_A_TURN = 64
+RETRY_AFTER_S = 1
+
+
+class Host(Protocol):
+    """What admission asks of its worker; all on the main thread."""
+
+    def answer(self, conn: Connection) -> None:
+        """Answer a request on a handler thread."""
+
+    def refuse(self, conn: Connection, error: RequestError) -> None:
+        """Answer a request with an error, at once."""
+
+    def hang_up(self, conn: Connection) -> None:
+        """Close a connection without an answer, or after it was handed over."""
+
+    def adopt(self, sock: socket.socket, client: object, server: object) -> Connection:
+        """Take over a connection that another worker accepted."""
+
+    def read(self, conn: Connection) -> None:
+        """Read the next request of a connection that has bytes."""
+
+    def keep(self, conn: Connection) -> None:
+        """Wait for the next request of a connection that has none."""
+
+
+class Admission:
+    """One worker's part of the pool's queue."""
+
+    def __init__(
+        self,
+        host: Host,
+        index: int,
+        scoreboard: Scoreboard,
+        mailboxes: Mailboxes,
+        slots: Slots,
+        hangups: HangupWatcher,
+        *,
+        max_wait_s: float,
+        max_waiting: int,
+    ) -> None:
+        self._host = host
+        self._index = index
+        self._scoreboard = scoreboard
+        self._mailboxes = mailboxes
+        self._slots = slots
+        self._hangups = hangups
+        self._max_waiting = max_waiting
+        self._row = scoreboard[index]
+        self._asked = 0.0
+        self.room = Room(max_wait_s)
+        self.on_fanout: Callable[[socket.socket], None] = lambda sock: sock.close()
+
+    def admit(self, conn: Connection) -> None:
+        """A generation request is whole: run it, hand it over, or let it wait."""
+        own, siblings = self._views()
+        choice = pick(own, siblings, was_forwarded=conn.was_forwarded)
+        if choice.kind == "forward" and self._hand_over(conn, choice.to):
+            return
+        if choice.kind == "run" or not (own.is_ready or own.state in ON_ITS_WAY):
+            self._start(conn)
+        elif may_be_refused(conn.parser.request.path) and self._num_waiting() >= self._max_waiting:
+            self._host.refuse(conn, self._full())
+        else:
+            self._let_wait(conn)
+
+    def settle(self) -> None:
+        """A slot may have become free, here or there: let those go who waited longest."""
+        while (conn := self.room.first()) is not None:
+            own, siblings = self._views(is_head_waiting=True)
+            choice = pick(own, siblings)
+            if choice.kind == "wait":
+                break
+            self._leave_room(conn)
+            if choice.kind == "run":
+                self._start(conn)
+            elif not self._hand_over(conn, choice.to):
+                self._let_wait(conn, settle=False)
+                break
+        if not len(self.room):
+            self._ask()
+
+    def expire(self) -> None:
+        """Answer those who waited as long as they may."""
+        for conn in self.room.take_expired():
+            self._leave_room(conn)
+            if self._scoreboard.num_ready():
+                self._host.refuse(conn, self._full())
+            else:
+                self._host.answer(conn)  # the application says what the worker is at
+
+    def hand_over_idle(self, conn: Connection) -> bool:
+        """Give a connection that waits for its next request to a worker that stays."""
+        _, siblings = self._views()
+        staying = [v for v in siblings if v.is_ready] or [
+            v for v in siblings if v.state in ON_ITS_WAY
+        ]
+        return bool(staying) and self._send(conn, min(staying, key=lambda v: v.load).index, "idle")
+
+    def finish(self, conn: Connection) -> None:
+        """A handler thread is done with a request."""
+        self._hangups.forget(conn.sock)
+        if conn.call.holds_slot:
+            run_s = time.monotonic() - conn.call.since
+            self._row.mean_run_s += (run_s - self._row.mean_run_s) / 8
+        conn.call.step_aside()
+        conn.call = Call()
+
+    def open_mailbox(self, index: int) -> None:
+        """Take what siblings sent to a row: this worker's, or one that nobody has any more."""
+        for _ in range(MAX_MESSAGES_A_TURN):
+            message = self._mailboxes.receive(index)
+            if message is None:
+                return
+            self._take(message, self._scoreboard[index])
+
+    # What follows is how.
+
+    def _views(self, *, is_head_waiting: bool = False) -> tuple[View, list[View]]:
+        own, siblings = View(self._index, "free", False, 0), []
+        for index, row in enumerate(self._scoreboard):
+            if index == self._index:
+                waiting = 0 if is_head_waiting else len(self.room)
+                own = self._view(index, row, waiting)
+            elif row.pid:
+                siblings.append(self._view(index, row, row.waiting))
+        return own, siblings
+
+    def _view(self, index: int, row: Row, waiting: int) -> View:
+        return View(
+            index=index,
+            state=row.state,
+            is_ready=row.is_ready,
+            slots=row.slots,
+            running=row.running,
+            waiting=waiting,
+            in_transit=self._scoreboard.in_transit(index),
+            oldest=row.oldest,
+            mean_run_s=row.mean_run_s,
+        )
+
+    def _start(self, conn: Connection) -> None:
+        conn.settle_here()
+        self._slots.take()
+        conn.call = Call(self._slots.give_back)
+        self._hangups.watch(conn.sock, conn.call.hang_up)
+        self._host.answer(conn)
+
+    def _let_wait(self, conn: Connection, *, settle: bool = True) -> None:
+        self.room.add(conn)
+        self._hangups.watch(conn.sock, lambda: self._forget_gone(conn))
+        self._publish()
+        if settle:
+            # A sibling that looked for waiting requests just before this one was published has
+            # seen none; so look once more for its free slot.
+            self.settle()
+
+    def _leave_room(self, conn: Connection) -> None:
+        self.room.remove(conn)
+        self._hangups.forget(conn.sock)
+        self._publish()
+
+    def _forget_gone(self, conn: Connection) -> None:
+        log.info("a client left while its request waited")
+        self._leave_room(conn)
+        self._host.hang_up(conn)
+
+    def _publish(self) -> None:
+        self._row.oldest = self.room.oldest
+        self._row.waiting = len(self.room)
+
+    def _num_waiting(self) -> int:
+        return sum(row.waiting for row in self._scoreboard if row.pid)
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"all slots are taken and {self._num_waiting()} requests wait already; try again later",
+            retry_after_s=RETRY_AFTER_S,
+            code="overloaded",
+        )
+
+    def _hand_over(self, conn: Connection, to: int) -> bool:
+        self._slots.note_handed_over(to)
+        if self._send(conn, to, "request"):
+            return True
+        self._slots.note_handed_over(to, -1)
+        return False
+
+    def _send(self, conn: Connection, to: int, kind: str) -> bool:
+        fields = {"client": conn.client, "server": conn.server, "since": conn.since}
+        data = conn.received() if kind == "request" else b""
+        message = Message(kind, self._index, fields, data, [conn.sock.fileno()])
+        if not self._mailboxes.send(to, message):
+            return False
+        self._host.hang_up(conn)
+        return True
+
+    def _ask(self) -> None:
+        own, siblings = self._views()
+        to = ask_whom(own, siblings)
+        if to is None or time.monotonic() - self._asked < ASK_AGAIN_S:
+            return
+        self._asked = time.monotonic()
+        free = own.slots - own.load
+        self._mailboxes.send(to, Message("ask", self._index, {"count": free}))
+
+    def _take(self, message: Message, row: Row) -> None:
+        if message.kind == "request":
+            row.received += 1
+            self._asked = 0.0
+            self._host.read(self._adopt(message))
+        elif message.kind == "idle":
+            self._host.keep(self._adopt(message))
+        elif message.kind == "ask":
+            self._answer_ask(message.sender, message.fields["count"])
+        elif message.kind == "fanout":
+            self.on_fanout(socket.socket(fileno=message.fds.pop()))
+        else:
+            log.error("unknown message kind=%r", message.kind)
+        close_all(message.fds)
+
+    def _adopt(self, message: Message) -> Connection:
+        fields = message.fields
+        client, server = (_address(fields[name]) for name in ("client", "server"))
+        conn = self._host.adopt(socket.socket(fileno=message.fds.pop()), client, server)
+        conn.expect(message.data, since=fields["since"])
+        return conn
+
+    def _answer_ask(self, sender: int, count: int) -> None:
+        for _ in range(count):
+            conn = self.room.first()
+            if conn is None:
+                return
+            self._leave_room(conn)
+            if not self._hand_over(conn, sender):
+                self._let_wait(conn, settle=False)
+                return
+
+
+def _address(value: object) -> object:
+    """JSON has no tuples, and the WSGI environment is made from tuples."""
+    return tuple(value) if isinstance(value, list) else value
