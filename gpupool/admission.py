@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from gpupool.api import may_be_refused
@@ -48,6 +47,10 @@ class Host(Protocol):
     def read(self, conn: Connection) -> None:
         """Read the next request of a connection that has bytes."""
 
+    def open_lane(self, sock: socket.socket, copy: Message) -> None:
+        """Serve a sibling's batch. With a descriptor, `copy` is the whole request, to be
+        answered here if the sibling is killed."""
+
     def keep(self, conn: Connection) -> None:
         """Wait for the next request of a connection that has none."""
 
@@ -77,7 +80,6 @@ class Admission:
         self._row = scoreboard[index]
         self._asked = 0.0
         self.room = Room(max_wait_s)
-        self.on_fanout: Callable[[socket.socket], None] = lambda sock: sock.close()
 
     def admit(self, conn: Connection) -> None:
         """A generation request is whole: run it, hand it over, or let it wait."""
@@ -132,7 +134,7 @@ class Admission:
             run_s = time.monotonic() - conn.call.since
             self._row.mean_run_s += (run_s - self._row.mean_run_s) / 8
         conn.call.step_aside()
-        conn.call = Call()
+        conn.forget_request()
 
     def open_mailbox(self, index: int) -> None:
         """Take what siblings sent to a row: this worker's, or one that nobody has any more."""
@@ -170,7 +172,7 @@ class Admission:
     def _start(self, conn: Connection) -> None:
         conn.settle_here()
         self._slots.take()
-        conn.call = Call(self._slots.give_back)
+        conn.call = Call(self._slots.give_back, lambda: self._message(conn, "fanout"))
         self._hangups.watch(conn.sock, conn.call.hang_up)
         self._host.answer(conn)
 
@@ -208,20 +210,22 @@ class Admission:
         )
 
     def _hand_over(self, conn: Connection, to: int) -> bool:
-        self._slots.note_handed_over(to)
+        self._scoreboard.note_handed_over(self._index, to, 1)
         if self._send(conn, to, "request"):
             return True
-        self._slots.note_handed_over(to, -1)
+        self._scoreboard.note_handed_over(self._index, to, -1)
         return False
 
     def _send(self, conn: Connection, to: int, kind: str) -> bool:
-        fields = {"client": conn.client, "server": conn.server, "since": conn.since}
-        data = conn.received() if kind == "request" else b""
-        message = Message(kind, self._index, fields, data, [conn.sock.fileno()])
-        if not self._mailboxes.send(to, message):
+        if not self._mailboxes.send(to, self._message(conn, kind)):
             return False
         self._host.hang_up(conn)
         return True
+
+    def _message(self, conn: Connection, kind: str) -> Message:
+        fields = {"client": conn.client, "server": conn.server, "since": conn.since}
+        data = b"" if kind == "idle" else conn.received()
+        return Message(kind, self._index, fields, data, [conn.sock.fileno()])
 
     def _ask(self) -> None:
         own, siblings = self._views()
@@ -236,16 +240,21 @@ class Admission:
         if message.kind == "request":
             row.received += 1
             self._asked = 0.0
-            self._host.read(self._adopt(message))
+            self.take_over(message)
         elif message.kind == "idle":
             self._host.keep(self._adopt(message))
         elif message.kind == "ask":
             self._answer_ask(message.sender, message.fields["count"])
         elif message.kind == "fanout":
-            self.on_fanout(socket.socket(fileno=message.fds.pop()))
+            self._host.open_lane(socket.socket(fileno=message.fds.pop(0)), message)
+            return
         else:
             log.error("unknown message kind=%r", message.kind)
         close_all(message.fds)
+
+    def take_over(self, message: Message) -> None:
+        """Answer a request that another worker had read."""
+        self._host.read(self._adopt(message))
 
     def _adopt(self, message: Message) -> Connection:
         fields = message.fields

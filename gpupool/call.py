@@ -12,14 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
+from gpupool.mailbox import Message
+
 
 class Call:
     """`release_slot` is called once, when the request ends or steps aside."""
 
-    def __init__(self, release_slot: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        release_slot: Callable[[], None] | None = None,
+        copy_request: Callable[[], Message] | None = None,
+    ) -> None:
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._release_slot = release_slot
+        self.copy_request = copy_request
+        """The connection and the bytes of the request, for a worker that answers it in place of
+        this one if this one is killed; None: there is nothing to copy."""
         self.since = time.monotonic()
         self.is_gone = False
 

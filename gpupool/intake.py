@@ -121,8 +121,12 @@ class Connection(TConn):  # type: ignore[misc]
 
     def settle_here(self) -> None:
         """This worker answers the request."""
-        self.parser.source.taken = []
         self.was_forwarded = False
+
+    def forget_request(self) -> None:
+        """It is answered."""
+        self.parser.source.taken = []
+        self.call = Call()
 
     def limit_send(self, seconds: int) -> None:
         """How long one write of the answer may take: a client that stops reading must not hold

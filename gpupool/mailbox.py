@@ -20,7 +20,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 MAX_INLINE = 16_384  # more data travels as a file in memory
-MAX_FDS = 2
+MAX_FDS = 3
 MAX_HEAD = 4_096
 BUFFER_BYTES = 1 << 20
 

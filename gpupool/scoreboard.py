@@ -39,7 +39,7 @@ class Row(ctypes.Structure):
         ("failures", ctypes.c_uint32),  # loads that failed in a row
         ("restarts", ctypes.c_uint32),
         ("served", ctypes.c_uint64),
-        ("received", ctypes.c_uint64),  # sequences that siblings handed over and that arrived
+        ("received", ctypes.c_uint64),  # requests that siblings handed over and that arrived
         ("oldest", ctypes.c_double),  # since when the first of the waiting waits
         ("mean_run_s", ctypes.c_double),  # moving average of how long a request runs
         ("heartbeat", ctypes.c_double),
@@ -139,12 +139,12 @@ class Scoreboard:
         return sum(row.is_ready for row in self._rows)
 
     def note_handed_over(self, sender: int, receiver: int, count: int) -> None:
-        """Sequences are on their way from one row's worker to another's (only the sender's
-        `Slots` calls this)."""
+        """Requests are on their way from one row's worker to another's, or were not taken
+        (sender's main thread)."""
         self._handed_over[sender][receiver] += count
 
     def in_transit(self, receiver: int) -> int:
-        """Sequences that were handed over to a row and have not arrived yet."""
+        """Requests that were handed over to a row and have not arrived yet."""
         sent = sum(row[receiver] for row in self._handed_over)
         return max(0, int(sent - self._rows[receiver].received))
 

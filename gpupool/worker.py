@@ -13,6 +13,7 @@ import os
 import selectors
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,10 +29,12 @@ from gpupool.api import CONTROL_PATHS, waits_for_model
 from gpupool.boot import BACKOFF_S, Boot
 from gpupool.disconnect import HangupWatcher
 from gpupool.errors import EngineDead, RequestError
+from gpupool.fanout import Fanout
 from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
 from gpupool.keys import KeyRing
-from gpupool.mailbox import Mailboxes
+from gpupool.lane import Lane
+from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.replica import Replica
 from gpupool.scoreboard import Row, Scoreboard
 from gpupool.settings import Settings
@@ -118,9 +121,15 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to stop; the engine boots meanwhile."""
         self.keys = KeyRing(self.settings.api_key)
-        self.slots = Slots(self.scoreboard, self.row_index)
+        self.slots = Slots(self.row)
         self.slots.on_free = lambda: self.method_queue.defer(self.admission.settle)
-        self.wsgi.extensions["gpupool.slots"] = self.slots
+        self.wsgi.extensions["gpupool.fanout"] = Fanout(
+            self.replica,
+            self.row_index,
+            self.scoreboard,
+            self.mailboxes,
+            self.settings.max_wait_s,
+        )
         self.admission = Admission(
             self,
             self.row_index,
@@ -187,6 +196,25 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def read(self, conn: Connection) -> None:
         """Read the next request of a connection that has bytes."""
         self.intake.read(conn)
+
+    def open_lane(self, sock: socket.socket, copy: Message) -> None:
+        """Serve a sibling's batch on a thread of its own; it counts as a connection, so that a
+        draining worker stays for it."""
+        lane = Lane(sock, self.replica, self.slots)
+        self.nr_conns += 1
+
+        def serve() -> None:
+            lane.serve()
+            self.method_queue.defer(self._end_lane, lane, copy)
+
+        threading.Thread(target=serve, name="lane", daemon=True).start()
+
+    def _end_lane(self, lane: Lane, copy: Message) -> None:
+        self.nr_conns -= 1
+        if lane.is_orphaned and copy.fds:
+            log.warning("a worker was killed amid a batch; worker %d answers it", self.slot)
+            self.admission.take_over(copy)
+        close_all(copy.fds)
 
     def keep(self, conn: Connection) -> None:
         """Wait for the next request of a connection that has none."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify
 
-from gpupool.api.batch import Job, Outcome, run_batch
 from gpupool.api.json_body import read_object
 from gpupool.api.params import Ask, parse_params
+from gpupool.batch import Job, Result, run_here
+from gpupool.call import current_call
 from gpupool.engines.base import (
     Completion,
     Engine,
@@ -21,6 +22,7 @@ from gpupool.engines.base import (
     TokenLogprob,
 )
 from gpupool.errors import BadRequest, RequestError, render_error
+from gpupool.fanout import Fanout
 from gpupool.nearest import nearest_hint
 from gpupool.replica import Replica
 
@@ -62,10 +64,10 @@ def infer() -> Response:
         )
     prompts = [_tokenize(engine, text, index, ask) for index, text in enumerate(texts)]
     items, jobs = _plan(prompts, ask, engine, detail)
-    outcomes = run_batch(engine, jobs)
+    results = _run(engine, jobs)
     if detail:
-        return jsonify([_detail(item, outcomes, ask, replica.slot) for item in items])
-    return jsonify([_plain(item, outcomes, ask) for item in items])
+        return jsonify([_detail(item, results, ask) for item in items])
+    return jsonify([_plain(item, results, ask) for item in items])
 
 
 def _read_instances(body: dict[str, Any]) -> list[str]:
@@ -156,17 +158,26 @@ def _with_seed(params: SamplingParams, index: int) -> SamplingParams:
     return replace(params, seed=seed)
 
 
-def _completions(item: Item, outcomes: list[Outcome], ask: Ask) -> list[Completion]:
+def _run(engine: Engine, jobs: list[Job]) -> list[Result]:
+    """On the whole pool, or on the one replica of a host without workers."""
+    fanout: Fanout | None = current_app.extensions.get("gpupool.fanout")
+    if fanout is not None:
+        return fanout.run(jobs, current_call())
+    replica: Replica = current_app.extensions["gpupool"]
+    return [Result(outcome, replica.slot) for outcome in run_here(engine, jobs, current_call())]
+
+
+def _completions(item: Item, results: list[Result], ask: Ask) -> list[tuple[Completion, Result]]:
     """The instance's n completions; raises the error of the first that failed."""
-    found: list[Completion] = []
+    found: list[tuple[Completion, Result]] = []
     for index in item.generated:
-        outcome = outcomes[index]
-        if isinstance(outcome, Failed):
-            raise outcome.error
-        assert isinstance(outcome, Finished)
-        found += outcome.completions
+        result = results[index]
+        if isinstance(result.outcome, Failed):
+            raise result.outcome.error
+        assert isinstance(result.outcome, Finished)
+        found += [(completion, result) for completion in result.outcome.completions]
     if ask.best_of > ask.n and not ask.beam_search:
-        found.sort(key=_cumulative_logprob, reverse=True)
+        found.sort(key=lambda pair: _cumulative_logprob(pair[0]), reverse=True)
     return found[: ask.n]
 
 
@@ -174,38 +185,47 @@ def _cumulative_logprob(completion: Completion) -> float:
     return sum(token.logprob for token in completion.logprobs or ())
 
 
-def _scores(item: Item, outcomes: list[Outcome]) -> list[float]:
+def _scores(item: Item, results: list[Result]) -> list[float]:
     assert item.scored is not None
-    outcome = outcomes[item.scored]
+    outcome = results[item.scored].outcome
     if isinstance(outcome, Failed):
         raise outcome.error
     assert isinstance(outcome, Scored)
     return [max(value, LOWEST_LOGPROB) for value in outcome.logprobs]
 
 
-def _plain(item: Item, outcomes: list[Outcome], ask: Ask) -> Any:
+def _plain(item: Item, results: list[Result], ask: Ask) -> Any:
     if ask.score:
-        return _scores(item, outcomes)
-    texts = [completion.text for completion in _completions(item, outcomes, ask)]
+        return _scores(item, results)
+    texts = [completion.text for completion, _ in _completions(item, results, ask)]
     return texts if ask.n > 1 else texts[0]
 
 
-def _detail(item: Item, outcomes: list[Outcome], ask: Ask, worker: int) -> Any:
+def _detail(item: Item, results: list[Result], ask: Ask) -> Any:
     """An object per completion (a list of them for n > 1); an item's error is its own."""
-    common: dict[str, Any] = {"prompt_tokens": len(item.prompt), "replica": worker, "tries": 1}
+    own = [results[index] for index in item.generated]
+    own += [results[item.scored]] if item.scored is not None else []
+    common: dict[str, Any] = {"prompt_tokens": len(item.prompt)} | _where(own[-1])
     try:
         if ask.score:
-            common["prompt_logprobs"] = _scores(item, outcomes)
+            common["prompt_logprobs"] = _scores(item, results)
             common["prompt_token_ids"] = list(item.prompt)
-        completions = _completions(item, outcomes, ask)
+        completions = _completions(item, results, ask)
     except RequestError as error:
         _, _, error_body = render_error(error)
         return common | {"text": None} | error_body
-    objects = [_describe(completion) | common | {"error": None} for completion in completions]
+    objects = [
+        _describe(completion) | common | _where(result) | {"error": None}
+        for completion, result in completions
+    ]
     if ask.n > 1:
         return objects
     nothing = {"text": "", "finish_reason": "length", "completion_tokens": 0, "logprobs": None}
     return objects[0] if objects else nothing | common | {"error": None}
+
+
+def _where(result: Result) -> dict[str, Any]:
+    return {"replica": result.replica, "tries": result.tries}
 
 
 def _describe(completion: Completion) -> dict[str, Any]:

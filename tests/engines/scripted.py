@@ -1,7 +1,7 @@
 """A well-behaved engine without a model: answers each token of the prompt in turn, in one batch.
 
 A token is a character. Engine arguments: --load-s, --token-s (time of one step of the batch),
---slots, --context.
+--slots, --context. A prompt that begins with ~ gets a token only at every tenth step.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class _Sequence:
     params: SamplingParams
     sink: Sink
     text: str = ""
+    num_steps: int = 0
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -128,6 +129,9 @@ class ScriptedEngine:
         if sequence.cancelled.is_set():
             sequence.sink(Failed(Cancelled("cancelled")))
             return True
+        sequence.num_steps += 1
+        if sequence.prompt[0] == ord("~") and sequence.num_steps % 10:
+            return False
         token = sequence.prompt[len(sequence.text) % len(sequence.prompt)]
         sequence.text += chr(token)
         sequence.sink(Chunk(chr(token), (token,)))

@@ -1,0 +1,125 @@
+"""A worker's share of a batch that some worker of the pool coordinates (worker process).
+
+A lane is a private connection between the coordinator's thread and a thread here: jobs come in,
+outcomes go back as they are there. When the coordinator goes away, its jobs are cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+
+from gpupool.batch import Batch, Job, Outcome
+from gpupool.engines.base import Engine, Failed
+from gpupool.errors import EngineError, RequestError
+from gpupool.replica import Replica
+from gpupool.slots import Slots
+
+log = logging.getLogger(__name__)
+
+Jobs = Sequence[tuple[int, Job]] | None
+"""None: the coordinator is done. A connection that ends without it tells of a killed one."""
+Outcomes = Sequence[tuple[int, Outcome]]
+Answer = tuple[int, Outcomes]
+"""How many jobs were taken over since the last answer, and the outcomes that are there."""
+
+
+class _Wake:
+    """A file descriptor that becomes readable when something is put."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._over: list[tuple[int, Outcome]] = []
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def put(self, index: int, outcome: Outcome) -> None:
+        with self._lock:
+            self._over.append((index, outcome))
+            if self.fd >= 0:
+                os.eventfd_write(self.fd, 1)
+
+    def take_all(self) -> list[tuple[int, Outcome]]:
+        with self._lock:
+            os.eventfd_read(self.fd)
+            over, self._over = self._over, []
+        return over
+
+    def close(self) -> None:
+        """Engines may still put what was cancelled."""
+        with self._lock:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Lane:
+    """Serves one coordinator; `serve` runs on a thread of its own."""
+
+    def __init__(self, sock: socket.socket, replica: Replica, slots: Slots) -> None:
+        self._replica = replica
+        self._slots = slots
+        self._coordinator: Connection[Answer, Jobs] = Connection(sock.detach())
+        self._wake = _Wake()
+        self._running: set[int] = set()
+        self._batch: Batch | None = None
+        self.is_orphaned = True
+
+    def serve(self) -> None:
+        """Until the coordinator closes."""
+        try:
+            while True:
+                for ready in wait([self._coordinator, self._wake.fd]):
+                    if ready == self._wake.fd:
+                        self._send_over()
+                    else:
+                        jobs = self._coordinator.recv()
+                        if jobs is None:
+                            self.is_orphaned = False
+                            return
+                        self._start(jobs)
+        except (EOFError, OSError):
+            log.debug("a coordinator is done")
+        except Exception:
+            log.exception("a lane broke")
+        finally:
+            self._coordinator.close()
+            for index in self._running:
+                if self._batch is not None:
+                    self._batch.cancel(index)
+            self._wake.close()
+
+    def _start(self, jobs: Sequence[tuple[int, Job]]) -> None:
+        self._slots.take(len(jobs))
+        self._coordinator.send((len(jobs), ()))
+        try:
+            engine = self._replica.ready_engine()
+        except RequestError as error:
+            for index, _ in jobs:
+                self._note_over(index, Failed(error))
+            return
+        batch = self._batch_of(engine)
+        for index, job in jobs:
+            self._running.add(index)
+            batch.start(index, job)
+
+    def _batch_of(self, engine: Engine) -> Batch:
+        if self._batch is None:
+            self._batch = Batch(engine, self._note_over)
+        return self._batch
+
+    def _note_over(self, index: int, outcome: Outcome) -> None:
+        self._slots.give_back()
+        self._wake.put(index, outcome)
+
+    def _send_over(self) -> None:
+        over = self._wake.take_all()
+        self._running.difference_update(index for index, _ in over)
+        try:
+            self._coordinator.send((0, over))
+        except (TypeError, ValueError, AttributeError):
+            log.exception("an outcome cannot be sent")
+            failed = Failed(EngineError("the engine's answer could not be sent"))
+            self._coordinator.send((0, [(index, failed) for index, _ in over]))

@@ -1,0 +1,190 @@
+"""Who runs a request in a pool of several workers: fair, patient, honest when full."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import os
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pool import Pool, wait_until
+from tests.server.load import Load, Watch
+
+pytestmark = pytest.mark.server
+
+SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
+
+
+@pytest.fixture(scope="module", name="fair")
+def _fair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Four workers with slots to spare; ten tokens take 200 ms."""
+    flags = (*SCRIPTED, "--workers", "4", "--", "--token-s", "0.02", "--slots", "32")
+    with Pool(tmp_path_factory.mktemp("fair"), *flags) as pool:
+        yield pool.wait_ready(workers=4)
+
+
+def test_kept_alive_clients_are_spread_evenly(fair: Pool) -> None:
+    with Load(fair, 16, max_tokens=10) as load:
+        wait_until(lambda: load.statuses[200] >= 32, 10, "the first answers")
+        watch = Watch(fair).look(4)
+    assert not load.faults
+    print(f"busiest/ideal {watch.busiest_over_ideal():.3f} idle {watch.idle_share():.4f}")
+    assert watch.busiest_over_ideal() <= 1.15
+    assert watch.idle_share() <= 0.02
+    assert watch.longest_idle_s() <= 0.1
+
+
+def test_a_worker_that_came_back_gets_its_part_of_kept_alive_clients(fair: Pool) -> None:
+    victim = fair.workers()[1]["pid"]
+    with Load(fair, 32, max_tokens=10) as load:
+        wait_until(lambda: load.statuses[200] >= 64, 10, "the first answers")
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: fair.workers()[1]["pid"] not in (0, victim), 20, "a successor")
+        fair.wait_ready(workers=4)
+        wait_until(lambda: fair.workers()[1]["inflight"] >= 4, 5, "its first requests")
+        watch = Watch(fair).look(4)
+    assert len(load.faults) <= 9  # what the dead worker had, and what was just being read
+    assert watch.busiest_over_ideal() <= 1.15
+    assert watch.idle_share() <= 0.02
+
+
+def test_a_request_with_a_large_body_may_go_to_another_worker(fair: Pool) -> None:
+    prompt = "x" * 900
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        bodies = [{"instances": [prompt] * 300, "params": {"max_tokens": 1}}] * 8
+        answers = list(threads.map(lambda body: fair.post("/infer", body), bodies))
+    assert all(answer == (200, ["x"] * 300) for answer in answers)
+
+
+@pytest.fixture(scope="module", name="narrow")
+def _narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Two workers with two slots each, and room for four more."""
+    flags = (*SCRIPTED, "--workers", "2", "--max_waiting", "4", "--max_wait_s", "30")
+    engine = ("--", "--token-s", "0.02", "--slots", "2")
+    with Pool(tmp_path_factory.mktemp("narrow"), *flags, *engine) as pool:
+        yield pool.wait_ready(workers=2)
+
+
+def total(pool: Pool, what: str) -> int:
+    return sum(worker[what] for worker in pool.workers())
+
+
+def test_more_than_the_slots_wait_and_are_answered_in_their_order(narrow: Pool) -> None:
+    done: list[int] = []
+
+    def ask(number: int) -> None:
+        assert narrow.infer("abc", max_tokens=20) == [("abc" * 7)[:20]]
+        done.append(number)
+
+    with concurrent.futures.ThreadPoolExecutor(12) as threads:
+        for number in range(12):
+            threads.submit(ask, number)
+            wait_until(lambda n=number: total(narrow, "inflight") > n or done, 5, "its arrival")
+    assert sorted(done) == list(range(12))
+    for number in range(4, 12):  # nobody overtakes by more than one round of the slots
+        assert abs(done.index(number) - number) <= 4
+
+
+def test_slots_are_never_overfilled(narrow: Pool) -> None:
+    with Load(narrow, 10, max_tokens=5) as load:
+        wait_until(lambda: load.statuses[200] >= 20, 10, "the first answers")
+        running = []
+        for _ in range(200):
+            workers = narrow.workers()
+            running += [worker["inflight"] - worker["waiting"] for worker in workers]
+    assert not load.faults
+    assert max(running) <= 2
+    assert statistics.mean(running) > 1.6
+
+
+def test_a_full_room_is_told_at_once_to_clients_that_try_again(narrow: Pool) -> None:
+    with Load(narrow, 12, max_tokens=10):
+        wait_until(lambda: total(narrow, "waiting") >= 4, 5, "a full room")
+        seconds = []
+        for _ in range(20):
+            began = time.monotonic()
+            connection = http.client.HTTPConnection("127.0.0.1", narrow.port, timeout=10)
+            connection.request("POST", "/v1/completions", "{}")
+            response = connection.getresponse()
+            body = json.load(response)
+            connection.close()
+            seconds.append(time.monotonic() - began)
+            assert response.status == 429, body
+            assert int(response.headers["Retry-After"]) >= 1
+            assert body["error"]["code"] == "overloaded"
+    assert statistics.median(seconds) <= 0.05
+
+
+def test_a_full_room_does_not_refuse_infer(narrow: Pool) -> None:
+    with Load(narrow, 20, max_tokens=5) as load:
+        wait_until(lambda: load.statuses[200] >= 60, 20, "sixty answers")
+    assert set(load.statuses) == {200}
+    assert not load.faults
+
+
+def test_infer_that_waited_its_time_for_a_slot_is_a_429(tmp_path: Path) -> None:
+    flags = (*SCRIPTED, "--max_wait_s", "0.5", "--", "--token-s", "0.1", "--slots", "1")
+    with Pool(tmp_path, *flags) as pool, concurrent.futures.ThreadPoolExecutor(1) as threads:
+        pool.wait_ready()
+        first = threads.submit(pool.infer, "a", max_tokens=30)
+        wait_until(lambda: total(pool, "inflight") == 1, 5, "the first request")
+        status, body = pool.post("/infer", {"instances": "b"})
+        assert status == 429
+        assert body["error"]["code"] == "overloaded"
+        assert first.result() == ["a" * 30]
+
+
+def test_a_client_that_leaves_while_it_waits_leaves_the_room(narrow: Pool) -> None:
+    with Load(narrow, 4, max_tokens=40):
+        wait_until(lambda: total(narrow, "inflight") >= 4, 5, "full slots")
+        client = send_infer(narrow, max_tokens=5)
+        wait_until(lambda: total(narrow, "waiting") == 1, 5, "a waiting request")
+        client.close()
+        wait_until(lambda: total(narrow, "waiting") == 0, 0.5, "its end")
+
+
+def send_infer(pool: Pool, max_tokens: int) -> socket.socket:
+    body = json.dumps({"instances": ["abc"], "params": {"max_tokens": max_tokens}})
+    client = socket.create_connection(("127.0.0.1", pool.port))
+    client.sendall(f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    return client
+
+
+def test_clients_that_leave_give_back_slots_and_threads(narrow: Pool) -> None:
+    pid = narrow.workers()[0]["pid"]
+    narrow.infer("warm", max_tokens=1)
+    for round_number in range(50):
+        clients = [send_infer(narrow, max_tokens=900) for _ in range(4)]
+        wait_until(lambda: total(narrow, "inflight") == 4, 5, "four running requests")
+        for client in clients:
+            client.close()
+        wait_until(lambda: total(narrow, "inflight") == 0, 0.5, "free slots")
+        if round_number == 5:
+            before = (len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd")))
+    after = (len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd")))
+    assert after[0] <= before[0] + 2
+    assert after[1] <= before[1] + 2
+
+
+def test_a_stopping_pool_answers_all_that_came(narrow: Pool, tmp_path: Path) -> None:
+    flags = (*SCRIPTED, "--workers", "2", "--", "--token-s", "0.02", "--slots", "2")
+    with Pool(tmp_path, *flags) as pool:
+        pool.wait_ready(workers=2)
+        clients = [send_infer(pool, max_tokens=10) for _ in range(40)]
+        wait_until(lambda: total(pool, "waiting") >= 10, 5, "waiting requests")
+        assert pool.stop() == 0
+        for client in clients:
+            client.settimeout(5)
+            with client:
+                response = http.client.HTTPResponse(client)
+                response.begin()
+                assert json.load(response) == ["abcabcabca"]
+    assert narrow.get("/livez")[0] == 200
