@@ -13,9 +13,9 @@ from typing import Protocol
 
 from gpupool.api import may_be_refused
 from gpupool.balancer import ON_ITS_WAY, View, ask_whom, pick
-from gpupool.call import Call
+from gpupool.call import Call, History
 from gpupool.disconnect import HangupWatcher
-from gpupool.errors import Overloaded, RequestError
+from gpupool.errors import EngineDead, Overloaded, RequestError
 from gpupool.intake import Connection
 from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.room import Room
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 0.05
 MAX_MESSAGES_A_TURN = 64
+MAX_MOVES = 2
 RETRY_AFTER_S = 1
 
 
@@ -79,7 +80,10 @@ class Admission:
         self._max_waiting = max_waiting
         self._row = scoreboard[index]
         self._asked = 0.0
+        self._num_suspects = 0
         self.room = Room(max_wait_s)
+        self.has_successor = False
+        """This worker will be replaced, and leaves its mailbox to the next."""
 
     def admit(self, conn: Connection) -> None:
         """A generation request is whole: run it, hand it over, or let it wait."""
@@ -87,8 +91,10 @@ class Admission:
         choice = pick(own, siblings, was_forwarded=conn.was_forwarded)
         if choice.kind == "forward" and self._hand_over(conn, choice.to):
             return
-        if choice.kind == "run" or not (own.is_ready or own.state in ON_ITS_WAY):
-            self._start(conn)
+        if choice.kind == "run" and not self._may_run(conn):
+            self._let_wait(conn, settle=False)
+        elif choice.kind == "run" or not (own.is_ready or own.state in ON_ITS_WAY):
+            self._run(conn, own)
         elif may_be_refused(conn.parser.request.path) and self._num_waiting() >= self._max_waiting:
             self._host.refuse(conn, self._full())
         else:
@@ -99,11 +105,11 @@ class Admission:
         while (conn := self.room.first()) is not None:
             own, siblings = self._views(is_head_waiting=True)
             choice = pick(own, siblings)
-            if choice.kind == "wait":
+            if choice.kind == "wait" or (choice.kind == "run" and not self._may_run(conn)):
                 break
             self._leave_room(conn)
             if choice.kind == "run":
-                self._start(conn)
+                self._run(conn, own)
             elif not self._hand_over(conn, choice.to):
                 self._let_wait(conn, settle=False)
                 break
@@ -127,13 +133,22 @@ class Admission:
         ]
         return bool(staying) and self._send(conn, min(staying, key=lambda v: v.load).index, "idle")
 
+    def move(self, conn: Connection) -> None:
+        """The engine died under a request that nobody else could take: a worker that comes will
+        answer, unless the request is what kills engines."""
+        self._end(conn)
+        own, siblings = self._views()
+        choice = pick(own, siblings)
+        to = choice.to if choice.kind == "forward" else self._index
+        if conn.history.num_moves > MAX_MOVES or not self._hand_over(conn, to):
+            self._host.refuse(conn, EngineDead("the engine died while it ran this request"))
+
     def finish(self, conn: Connection) -> None:
         """A handler thread is done with a request."""
-        self._hangups.forget(conn.sock)
         if conn.call.holds_slot:
             run_s = time.monotonic() - conn.call.since
             self._row.mean_run_s += (run_s - self._row.mean_run_s) / 8
-        conn.call.step_aside()
+        self._end(conn)
         conn.forget_request()
 
     def open_mailbox(self, index: int) -> None:
@@ -169,12 +184,32 @@ class Admission:
             mean_run_s=row.mean_run_s,
         )
 
+    def _run(self, conn: Connection, own: View) -> None:
+        """Here; in a worker that cannot any more, by its successor, who opens its mailbox."""
+        if own.is_ready or not self.has_successor or not self._hand_over(conn, self._index):
+            self._start(conn)
+
     def _start(self, conn: Connection) -> None:
         conn.settle_here()
+        self._num_suspects += self._is_suspect(conn)
         self._slots.take()
-        conn.call = Call(self._slots.give_back, lambda: self._message(conn, "fanout"))
+        conn.call = Call(self._slots.give_back, lambda: self._message(conn, "fanout"), conn.history)
         self._hangups.watch(conn.sock, conn.call.hang_up)
         self._host.answer(conn)
+
+    def _end(self, conn: Connection) -> None:
+        self._hangups.forget(conn.sock)
+        self._num_suspects -= conn.call.copy_request is not None and self._is_suspect(conn)
+        conn.call.step_aside()
+        conn.call = Call()
+
+    def _is_suspect(self, conn: Connection) -> bool:
+        """Engines died while they ran it. Such requests run one at a time in each worker, so
+        that the one that kills engines does not take the others along a third time."""
+        return conn.history.num_moves >= MAX_MOVES
+
+    def _may_run(self, conn: Connection) -> bool:
+        return not (self._num_suspects and self._is_suspect(conn))
 
     def _let_wait(self, conn: Connection, *, settle: bool = True) -> None:
         self.room.add(conn)
@@ -223,7 +258,7 @@ class Admission:
         return True
 
     def _message(self, conn: Connection, kind: str) -> Message:
-        fields = {"client": conn.client, "server": conn.server, "since": conn.since}
+        fields = {"client": conn.client, "server": conn.server} | conn.history.as_fields()
         data = b"" if kind == "idle" else conn.received()
         return Message(kind, self._index, fields, data, [conn.sock.fileno()])
 
@@ -260,7 +295,7 @@ class Admission:
         fields = message.fields
         client, server = (_address(fields[name]) for name in ("client", "server"))
         conn = self._host.adopt(socket.socket(fileno=message.fds.pop()), client, server)
-        conn.expect(message.data, since=fields["since"])
+        conn.expect(message.data, History.of_fields(fields))
         return conn
 
     def _answer_ask(self, sender: int, count: int) -> None:

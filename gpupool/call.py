@@ -11,8 +11,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
 
+from gpupool.errors import Moved
 from gpupool.mailbox import Message
+
+
+@dataclass
+class History:
+    """What a request has gone through; it travels with the request from worker to worker."""
+
+    since: float = 0.0  # when it was whole (monotonic)
+    num_moves: int = 0
+    """How many workers have died while they ran it."""
+    tries: dict[int, int] = field(default_factory=dict)
+    """The same for the items of a batch, which are run one by one."""
+
+    def as_fields(self) -> dict[str, Any]:
+        """For a message."""
+        tries = list(self.tries.items())
+        return {"since": self.since, "num_moves": self.num_moves, "tries": tries}
+
+    @classmethod
+    def of_fields(cls, fields: dict[str, Any]) -> History:
+        """What `as_fields` made."""
+        return cls(fields["since"], fields["num_moves"], dict(fields["tries"]))
 
 
 class Call:
@@ -22,6 +46,7 @@ class Call:
         self,
         release_slot: Callable[[], None] | None = None,
         copy_request: Callable[[], Message] | None = None,
+        history: History | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
@@ -29,8 +54,10 @@ class Call:
         self.copy_request = copy_request
         """The connection and the bytes of the request, for a worker that answers it in place of
         this one if this one is killed; None: there is nothing to copy."""
+        self.history = history or History()
         self.since = time.monotonic()
         self.is_gone = False
+        self.is_moved = False
 
     @property
     def holds_slot(self) -> bool:
@@ -60,6 +87,17 @@ class Call:
             with self._lock:
                 if on_hangup in self._callbacks:
                     self._callbacks.remove(on_hangup)
+
+    def move(self, tries: dict[int, int] | None = None) -> None:
+        """Let another worker answer: this one's engine is dead. Raises Moved if that can be.
+        `tries` is given for a batch."""
+        if self.copy_request is not None:
+            if tries is None:
+                self.history.num_moves += 1
+            else:
+                self.history.tries = tries
+            self.is_moved = True
+            raise Moved("the engine died while it ran this request")
 
     def step_aside(self) -> None:
         """Give back the slot: the sequences of this request are counted where they run."""

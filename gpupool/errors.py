@@ -93,6 +93,10 @@ class EngineDead(Unavailable):
     """The engine is gone and the worker will be replaced; other replicas may answer."""
 
 
+class Moved(Unavailable):
+    """Another worker will answer in place of this one, which cannot any more."""
+
+
 class Cancelled(RequestError):
     """Nobody waits for this answer any more."""
 

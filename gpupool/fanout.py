@@ -7,7 +7,6 @@ no slot itself. What a dead worker had is run again elsewhere.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import logging
 import os
@@ -31,6 +30,7 @@ from gpupool.scoreboard import Row, Scoreboard
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 3
+MAX_REMEMBERED = 2_000  # items whose tries travel with a batch; hardly more run at once
 LOOK_AGAIN_S = 0.05  # for slots that others gave back
 JOBS_A_MESSAGE = 32
 SEND_TIMEOUT_S = 5
@@ -42,6 +42,7 @@ class _Lane:
 
     row: Row
     to: int
+    pid: int
     conn: Connection[Jobs, Answer]
     running: set[int] = field(default_factory=set)
     num_sent: int = 0  # and not yet counted in the row
@@ -70,24 +71,26 @@ class Fanout:
             call.step_aside()
             return Coordinator(self, jobs, call).run()
         outcome = run_here(self.replica.ready_engine(), jobs, call)[0]
-        if not _is_of_dead_worker(outcome):
-            return [Result(outcome, self.replica.slot)]
-        call.step_aside()
-        return Coordinator(self, jobs, call, tries=1).run()
+        if _is_of_dead_worker(outcome):
+            call.move()
+        return [Result(outcome, self.replica.slot, call.history.num_moves + 1)]
 
 
 class Coordinator:
     """One batch."""
 
-    def __init__(self, fanout: Fanout, jobs: Sequence[Job], call: Call, tries: int = 0) -> None:
+    def __init__(self, fanout: Fanout, jobs: Sequence[Job], call: Call) -> None:
         self._fanout = fanout
         self._jobs = jobs
         self._call = call
         self._pending = deque(range(len(jobs)))
-        self._tries = array.array("B", [tries]) * len(jobs)
+        self._tries = [0] * len(jobs)
         self._results: dict[int, Result] = {}
         self._lanes: dict[int, _Lane] = {}
         self._nobody_since: float | None = None
+        self._remember(call.history.tries)
+        self._dead: set[tuple[int, int]] = set()
+        """Rows and pids of workers whose engines died under this batch."""
 
     def run(self) -> list[Result]:
         """Blocks until every job has a result."""
@@ -103,6 +106,21 @@ class Coordinator:
                 self._close(to)
             os.close(hangup)
         return [self._results[index] for index in range(len(self._jobs))]
+
+    def _remember(self, tries: dict[int, int]) -> None:
+        """Another worker coordinated this batch before its engine died. Results are made anew,
+        but not by what kills engines."""
+        for index, count in tries.items():
+            self._tries[index] = count
+            if count >= MAX_TRIES:
+                self._pending.remove(index)
+                died = Failed(EngineDead("the engine died each time it ran this item"))
+                self._results[index] = Result(died, self._fanout.replica.slot, count)
+
+    def _died_under(self, index: int) -> bool:
+        """Whether an engine died while it ran the item, which has no other result."""
+        result = self._results.get(index)
+        return self._tries[index] > 0 and (result is None or _is_of_dead_worker(result.outcome))
 
     def _turn(self, hangup: int) -> None:
         if self._pending:
@@ -120,7 +138,11 @@ class Coordinator:
     def _hosts(self) -> list[int]:
         """Rows of the workers that may get jobs: those that are ready; while the whole pool
         drains, those that finish what was accepted."""
-        rows = list(enumerate(self._fanout.scoreboard))
+        rows = [
+            (index, row)
+            for index, row in enumerate(self._fanout.scoreboard)
+            if (index, row.pid) not in self._dead
+        ]
         ready = [index for index, row in rows if row.is_ready]
         return ready or [i for i, row in rows if row.pid and row.state == "draining" and row.slots]
 
@@ -144,7 +166,8 @@ class Coordinator:
             if not self._fanout.mailboxes.send(to, message):
                 ours.close()
                 return
-        self._lanes[to] = _Lane(self._fanout.scoreboard[to], to, Connection(ours.detach()))
+        row = self._fanout.scoreboard[to]
+        self._lanes[to] = _Lane(row, to, row.pid, Connection(ours.detach()))
 
     def _copy_for(self, to: int) -> Message | None:
         """The first sibling with a lane gets a copy of the request: should this worker be killed,
@@ -169,6 +192,7 @@ class Coordinator:
         loads = {lane.to: self._load(lane.to) for lane in lanes}
         given: dict[int, list[int]] = {lane.to: [] for lane in lanes}
         share = self._share(lanes)
+        has_suspect = self._runs_suspect()
         while self._pending:
             open_lanes = [
                 lane
@@ -177,12 +201,25 @@ class Coordinator:
             ]
             if not open_lanes:
                 break
+            if self._is_suspect(self._pending[0]):
+                if has_suspect:
+                    break
+                has_suspect = True
             lane = min(open_lanes, key=lambda lane: loads[lane.to])
             given[lane.to].append(self._pending.popleft())
             loads[lane.to] += 1
         for lane in lanes:
             if given[lane.to]:
                 self._send(lane, given[lane.to])
+
+    def _is_suspect(self, index: int) -> bool:
+        """Two workers died while they ran it. Such items run one at a time, so that the one that
+        kills engines, if there is one, does not take the others along a third time."""
+        return self._tries[index] >= MAX_TRIES - 1
+
+    def _runs_suspect(self) -> bool:
+        running = (index for lane in self._lanes.values() for index in lane.running)
+        return any(self._tries[index] >= MAX_TRIES for index in running)
 
     def _share(self, lanes: list[_Lane]) -> int:
         """No worker gets more than its part of what is left, so that all end together."""
@@ -223,6 +260,8 @@ class Coordinator:
 
     def _note(self, lane: _Lane, index: int, outcome: Outcome) -> None:
         lane.running.discard(index)
+        if _is_of_dead_worker(outcome):
+            self._dead.add((lane.to, lane.pid))
         if _is_of_dead_worker(outcome) and self._tries[index] < MAX_TRIES:
             self._pending.appendleft(index)
         else:
@@ -248,6 +287,9 @@ class Coordinator:
         if self._lanes:
             self._nobody_since = None
             return
+        if (self._fanout.index, os.getpid()) in self._dead:
+            tries = {i: self._tries[i] for i in range(len(self._jobs)) if self._died_under(i)}
+            self._call.move(dict(list(tries.items())[:MAX_REMEMBERED]))
         now = time.monotonic()
         self._nobody_since = self._nobody_since or now
         if now - self._nobody_since >= self._fanout.max_wait_s:

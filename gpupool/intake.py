@@ -23,7 +23,7 @@ from gunicorn.http import get_parser
 from gunicorn.http.errors import NoMoreData
 from gunicorn.workers.gthread import TConn
 
-from gpupool.call import Call
+from gpupool.call import Call, History
 from gpupool.errors import RequestError, TooLarge
 
 READ_SIZE = 65536
@@ -99,7 +99,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.reader: greenlet.greenlet | None = None
         self.intake = intake
         self.call = Call()
-        self.since = 0.0  # when the request was whole, here or where it came from
+        self.history = History()
         self.was_forwarded = False
 
     def begin(self) -> None:
@@ -107,12 +107,12 @@ class Connection(TConn):  # type: ignore[misc]
         self.parser.request = self.parser.error = None
         self.parser.source.taken = [self.parser.unreader.buf.getvalue()]
         if not self.was_forwarded:
-            self.since = 0.0
+            self.history = History()
 
-    def expect(self, data: bytes, since: float) -> None:
+    def expect(self, data: bytes, history: History) -> None:
         """A sibling read this much of the request, or nothing of a next one."""
         self.was_forwarded = bool(data)
-        self.since = since
+        self.history = history
         self.parser.unreader.unread(data)
 
     def received(self) -> bytes:
@@ -204,7 +204,7 @@ class Intake:
         except Exception as error:
             conn.parser.error = error
         self._forget(conn)
-        conn.since = conn.since or time.monotonic()
+        conn.history.since = conn.history.since or time.monotonic()
         self._on_request(conn)
         return False
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 MAX_INLINE = 16_384  # more data travels as a file in memory
 MAX_FDS = 3
-MAX_HEAD = 4_096
+MAX_HEAD = 65_536
 BUFFER_BYTES = 1 << 20
 
 

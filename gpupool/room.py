@@ -32,8 +32,8 @@ class Room:
         return self._order[0][0] if self._order else time.monotonic()
 
     def add(self, conn: Connection) -> None:
-        """Let a request wait; `conn.since` says since when it already does."""
-        heapq.heappush(self._order, (conn.since, next(self._numbers), conn))
+        """Let a request wait; its history says since when it already does."""
+        heapq.heappush(self._order, (conn.history.since, next(self._numbers), conn))
         self._waiting.add(conn)
 
     def remove(self, conn: Connection) -> None:
@@ -49,7 +49,7 @@ class Room:
         """Those that waited as long as they may."""
         deadline = time.monotonic() - self._max_wait_s
         expired = []
-        while (conn := self.first()) is not None and conn.since <= deadline:
+        while (conn := self.first()) is not None and conn.history.since <= deadline:
             self.remove(conn)
             expired.append(conn)
         return expired

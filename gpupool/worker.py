@@ -28,7 +28,7 @@ from gpupool.admission import Admission
 from gpupool.api import CONTROL_PATHS, waits_for_model
 from gpupool.boot import BACKOFF_S, Boot
 from gpupool.disconnect import HangupWatcher
-from gpupool.errors import EngineDead, RequestError
+from gpupool.errors import EngineDead, Moved, RequestError
 from gpupool.fanout import Fanout
 from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
@@ -77,6 +77,9 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     row: Row
     row_index = 0
     keepalived_conns: deque[Connection]
+    app: Any
+    wsgi: Any
+    admission: Admission
     slot = 0
     exit_code = 0
 
@@ -114,8 +117,10 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Import the application, which loads no engine."""
         super().load_wsgi()
-        self.wsgi.extensions["gpupool.scoreboard"] = self.scoreboard
-        self.replica = self.wsgi.extensions["gpupool"]
+        self.app = self.wsgi
+        self.wsgi = self._call_app
+        self.app.extensions["gpupool.scoreboard"] = self.scoreboard
+        self.replica = self.app.extensions["gpupool"]
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
     def run(self) -> None:
@@ -123,7 +128,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.keys = KeyRing(self.settings.api_key)
         self.slots = Slots(self.row)
         self.slots.on_free = lambda: self.method_queue.defer(self.admission.settle)
-        self.wsgi.extensions["gpupool.fanout"] = Fanout(
+        self.app.extensions["gpupool.fanout"] = Fanout(
             self.replica,
             self.row_index,
             self.scoreboard,
@@ -143,7 +148,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(
             self.mailboxes.receiver(self.row_index),
             selectors.EVENT_READ,
-            lambda _: self.admission.open_mailbox(self.row_index),
+            self._open_mailbox,
         )
         self.intake = Intake(
             self.poller,
@@ -254,12 +259,22 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
             lambda done: self.method_queue.defer(self.finish_request, conn, done)
         )
 
+    def _call_app(self, environ: Any, start_response: Any) -> Any:
+        answer = self.app(environ, start_response)
+        if call.current_call().is_moved:
+            raise Moved("another worker answers")  # nothing is sent yet
+        return answer
+
     def _handle(self, conn: Connection) -> Any:
         with call.answering(conn.call):
             return self.handle(conn)
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         """A handler thread is done with its request."""
+        if conn.call.is_moved:
+            self._check()
+            self.admission.move(conn)
+            return
         self.row.served += 1
         self.admission.finish(conn)
         super().finish_request(conn, fs)
@@ -271,7 +286,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer what went wrong outside the application in the one error shape, never HTML."""
-        send_error(client, exc)
+        if not isinstance(exc, Moved):
+            send_error(client, exc)
 
     # What the main loop does each turn.
 
@@ -308,6 +324,10 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
             if self.alive:
                 self._check()
 
+    def _open_mailbox(self, _: Any) -> None:
+        if not self.exit_code:  # else it is the successor's
+            self.admission.open_mailbox(self.row_index)
+
     def _open_orphaned_mailboxes(self) -> None:
         """A worker may have died with messages unread."""
         for index, row in enumerate(self.scoreboard):
@@ -321,6 +341,9 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         if self.replica.state != "failed":
             self.replica.enter("draining")
         self._publish()
+        if self.exit_code:
+            self.admission.has_successor = True
+            self.poller.unregister(self.mailboxes.receiver(self.row_index))
         self._accept_the_queued()
         self.admission.settle()
         for conn in self.intake.take_idle():

@@ -21,7 +21,7 @@ from gpupool.engines.base import (
     Scored,
     TokenLogprob,
 )
-from gpupool.errors import BadRequest, RequestError, render_error
+from gpupool.errors import BadRequest, RequestError, Unavailable, render_error
 from gpupool.fanout import Fanout
 from gpupool.nearest import nearest_hint
 from gpupool.replica import Replica
@@ -53,8 +53,7 @@ def infer() -> Response:
     detail = body.get("detail", False)
     if not isinstance(detail, bool):
         raise BadRequest("detail must be true or false", param="detail")
-    replica: Replica = current_app.extensions["gpupool"]
-    engine = replica.ready_engine()
+    engine = _ready_engine()
     ask = parse_params(params or {}, engine.default_params, engine.capabilities, engine.model)
     if len(texts) * ask.best_of > MAX_SEQUENCES:
         raise BadRequest(
@@ -156,6 +155,17 @@ def _with_seed(params: SamplingParams, index: int) -> SamplingParams:
         return params
     seed = (params.seed + index + (1 << 63)) % (1 << 64) - (1 << 63)
     return replace(params, seed=seed)
+
+
+def _ready_engine() -> Engine:
+    replica: Replica = current_app.extensions["gpupool"]
+    try:
+        return replica.ready_engine()
+    except Unavailable:
+        if replica.state == "failed":  # just now: the request was sent here as to a ready worker
+            call = current_call()
+            call.move(call.history.tries)
+        raise
 
 
 def _run(engine: Engine, jobs: list[Job]) -> list[Result]:
