@@ -17,9 +17,7 @@ DIES = ("--model_name", "M", "--infer_type", "tests.engines.dies_on_demand:DiesO
 def kill_engine_beside(pool: Pool, num_others: int) -> tuple[int, list[object]]:
     """Let others run, then the request that kills the engine; its status, and their answers."""
     with concurrent.futures.ThreadPoolExecutor(num_others + 1) as threads:
-        others = [
-            threads.submit(pool.infer, f"other{i}", max_tokens=100) for i in range(num_others)
-        ]
+        others = [threads.submit(pool.infer, f"other{i}", max_tokens=40) for i in range(num_others)]
         wait_until(
             lambda: sum(worker["inflight"] for worker in pool.workers()) >= num_others,
             10,
@@ -30,7 +28,7 @@ def kill_engine_beside(pool: Pool, num_others: int) -> tuple[int, list[object]]:
 
 
 def expected(num_others: int) -> list[object]:
-    return [[(f"other{i}" * 20)[:100]] for i in range(num_others)]
+    return [[(f"other{i}" * 20)[:40]] for i in range(num_others)]
 
 
 def test_with_one_worker_the_next_one_answers(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""Mailboxes between the processes of one pool."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gpupool.mailbox import MAX_INLINE, Mailboxes, Message, close_all
+from tests.forked import Forked, Say
+
+
+@pytest.fixture(name="mailboxes")
+def _mailboxes() -> Iterator[Mailboxes]:
+    mailboxes = Mailboxes(3)
+    yield mailboxes
+    for sending, receiving in mailboxes._pairs:
+        sending.close()
+        receiving.close()
+
+
+@pytest.mark.parametrize("size", [0, 10, MAX_INLINE, MAX_INLINE + 1, 3_000_000])
+def test_a_message_arrives_whole(mailboxes: Mailboxes, size: int) -> None:
+    data = os.urandom(size)
+    assert mailboxes.send(1, Message("request", 2, {"client": ["127.0.0.1", 5]}, data))
+    message = mailboxes.receive(1)
+    assert message is not None
+    assert (message.kind, message.sender, message.data) == ("request", 2, data)
+    assert message.fields == {"client": ["127.0.0.1", 5]}
+    assert message.fds == []
+
+
+def test_an_empty_mailbox_has_nothing(mailboxes: Mailboxes) -> None:
+    assert mailboxes.send(1, Message("request", 0))
+    assert mailboxes.receive(2) is None
+
+
+def test_messages_come_in_their_order(mailboxes: Mailboxes) -> None:
+    for number in range(20):
+        mailboxes.send(0, Message("ask", number))
+    received = [mailboxes.receive(0) for _ in range(20)]
+    assert [message.sender for message in received if message] == list(range(20))
+
+
+def test_a_connection_travels_with_its_message(mailboxes: Mailboxes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert mailboxes.send(1, Message("request", 0, data=b"x" * 50_000, fds=[theirs.fileno()]))
+        theirs.close()
+        message = mailboxes.receive(1)
+        assert message is not None
+        assert message.data == b"x" * 50_000
+        with socket.socket(fileno=message.fds.pop()) as arrived:
+            assert not os.get_inheritable(arrived.fileno())
+            arrived.sendall(b"here")
+        assert ours.recv(10) == b"here"
+
+
+def test_a_message_outlives_its_sender(mailboxes: Mailboxes) -> None:
+    ours, theirs = socket.socketpair()
+
+    def send(say: Say) -> None:
+        mailboxes.send(1, Message("request", 0, data=b"from the dead", fds=[theirs.fileno()]))
+        say("sent")
+
+    with ours, theirs:
+        sender = Forked(send)
+        sender.hear()
+        sender.kill()
+        theirs.close()
+        message = mailboxes.receive(1)
+        assert message is not None
+        assert message.data == b"from the dead"
+        with socket.socket(fileno=message.fds.pop()) as arrived:
+            arrived.sendall(b"here")
+        assert ours.recv(10) == b"here"
+
+
+def test_a_full_mailbox_takes_no_more_and_blocks_nobody(mailboxes: Mailboxes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        message = Message("request", 0, data=b"x" * MAX_INLINE, fds=[theirs.fileno()])
+        taken = 0
+        while mailboxes.send(1, message):
+            taken += 1
+        assert taken > 5
+        for _ in range(taken):
+            received = mailboxes.receive(1)
+            assert received is not None
+            close_all(received.fds)
+        assert mailboxes.receive(1) is None
+        assert mailboxes.send(1, message)
+        assert os.fstat(theirs.fileno())  # the sender keeps its own copy
