@@ -130,6 +130,25 @@ def test_a_full_room_does_not_refuse_infer(narrow: Pool) -> None:
     assert not load.faults
 
 
+def test_ten_times_overload_costs_no_goodput_and_no_probe(narrow: Pool) -> None:
+    answered = {}
+    probes = []
+    for num_clients in (4, 40):
+        with Load(narrow, num_clients, max_tokens=25) as load:
+            wait_until(lambda load=load: load.statuses[200] >= 8, 10, "the first answers")
+            before, began = load.statuses[200], time.monotonic()
+            while time.monotonic() - began < 4:
+                asked = time.monotonic()
+                assert narrow.get("/livez")[0] == 200
+                probes.append(time.monotonic() - asked)
+                time.sleep(0.02)
+            answered[num_clients] = load.statuses[200] - before
+        assert not load.faults
+    print(f"answered with 4 and with 40 clients: {answered}")
+    assert answered[40] >= 0.9 * answered[4]
+    assert statistics.quantiles(probes, n=100)[98] <= 0.1
+
+
 def test_infer_that_waited_its_time_for_a_slot_is_a_429(tmp_path: Path) -> None:
     flags = (*SCRIPTED, "--max_wait_s", "0.5", "--", "--token-s", "0.1", "--slots", "1")
     with Pool(tmp_path, *flags) as pool, concurrent.futures.ThreadPoolExecutor(1) as threads:

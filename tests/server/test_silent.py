@@ -1,0 +1,69 @@
+"""Thousands of clients that say nothing, or half of something, cost the others nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import resource
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.pool import Pool
+
+pytestmark = pytest.mark.server
+
+SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
+NUM_IDLE = 5_000
+NUM_HALF_SENT = 300
+HALF = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+
+
+@contextlib.contextmanager
+def many_files(wanted: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.contextmanager
+def silent_clients(pool: Pool) -> Iterator[None]:
+    with many_files(NUM_IDLE + NUM_HALF_SENT + 500), contextlib.ExitStack() as opened:
+        for number in range(NUM_IDLE + NUM_HALF_SENT):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", pool.port)))
+            if number < NUM_HALF_SENT:
+                client.sendall(HALF)
+        yield
+
+
+def test_silent_and_half_sent_connections_cost_the_others_nothing(tmp_path: Path) -> None:
+    with Pool(tmp_path, *SCRIPTED, "--workers", "2", "--read_timeout_s", "120") as pool:
+        pool.wait_ready(workers=2)
+        workers = [psutil.Process(worker["pid"]) for worker in pool.workers()]
+        before = [(w.num_threads(), w.memory_info().rss) for w in workers]
+        with silent_clients(pool):
+            seconds = []
+            for _ in range(200):
+                began = time.monotonic()
+                connection = http.client.HTTPConnection("127.0.0.1", pool.port, timeout=10)
+                connection.request("GET", "/livez")
+                assert connection.getresponse().status == 200
+                connection.close()
+                seconds.append(time.monotonic() - began)
+            for number in range(20):
+                assert pool.infer(f"p{number}", max_tokens=2) == [f"p{number}"[:2]]
+            after = [(w.num_threads(), w.memory_info().rss) for w in workers]
+        p99 = statistics.quantiles(seconds, n=100)[98]
+        growth = sum(a[1] - b[1] for a, b in zip(after, before, strict=True))
+        print(f"/livez p99 {p99 * 1000:.0f} ms, {growth / 1e6:.0f} MB more")
+        assert p99 <= 0.1
+        assert growth < 300e6
+        assert all(a[0] <= b[0] + 8 for a, b in zip(after, before, strict=True))
