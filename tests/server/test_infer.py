@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
 from gpupool.capabilities import ENGINES, FEATURES
-from tests.pool import Pool
+from tests.pool import Pool, wait_until
 from tests.server.engines import NAMES, engine_pool
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(300)]
@@ -243,3 +247,47 @@ POISON: dict[str, Any] = {
 def test_extreme_values_that_are_allowed_harm_nobody(pool: Pool, params: dict[str, Any]) -> None:
     assert len(pool.infer([CAPITAL, "Hello"], **({"max_tokens": 4} | params))) == 2
     assert "Paris" in pool.infer(CAPITAL, **GREEDY)[0]
+
+
+def test_clients_that_leave_end_their_generations(pool: Pool) -> None:
+    """50 of them; what the engine goes on to compute would show as processor time."""
+    before = (0, 0)
+    for round_number in range(6):
+        clients = [_send_infer(pool, max_tokens=1500) for _ in range(10)]
+        wait_until(lambda: pool.workers()[0]["inflight"] == 10, 10, "ten requests")
+        for client in clients:
+            client.close()
+        wait_until(lambda: pool.workers()[0]["inflight"] == 0, 2, "their end")
+        if round_number == 0:  # the handler threads are there now
+            before = _belongings(pool)
+    wait_until(lambda: _busy_share(pool) < 0.2, 5, "an engine without work")
+    after = _belongings(pool)
+    assert after[0] <= before[0] + 3  # threads
+    assert after[1] <= before[1] + 3  # files
+    assert "Paris" in pool.infer(CAPITAL, **GREEDY)[0]
+
+
+def _send_infer(pool: Pool, max_tokens: int) -> socket.socket:
+    params = {"max_tokens": max_tokens, "ignore_eos": True}
+    body = json.dumps({"instances": [CAPITAL], "params": params})
+    client = socket.create_connection(("127.0.0.1", pool.port))
+    client.sendall(f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    return client
+
+
+def _belongings(pool: Pool) -> tuple[int, int]:
+    """Threads and open files of all processes."""
+    processes = [psutil.Process(pid) for pid in pool.pids()]
+    return sum(p.num_threads() for p in processes), sum(p.num_fds() for p in processes)
+
+
+def _busy_share(pool: Pool) -> float:
+    """Processor seconds a second, over half a second."""
+
+    def used() -> float:
+        times = [psutil.Process(pid).cpu_times() for pid in pool.pids()]
+        return sum(time.user + time.system for time in times)
+
+    before = used()
+    time.sleep(0.5)
+    return (used() - before) / 0.5
