@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
-from hashlib import sha256
+import time
 
 from flask import Flask, Response, current_app, json, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as NoRoute
 
-from gpupool.api import health, infer
+from gpupool.api import health, infer, metrics, pool
+from gpupool.api.clock import whole_at
+from gpupool.api.keys import has_key
 from gpupool.errors import BadRequest, NotFound, RequestError, Unauthorized, render_error
 from gpupool.replica import Boot, Replica
+from gpupool.totals import GENERATING_ROUTES, PoolTotals, Totals
 
 log = logging.getLogger(__name__)
 
-OPEN_ENDPOINTS = frozenset({"health.livez", "health.readyz"})
+OPEN_ENDPOINTS = frozenset({"health.livez", "health.readyz", "health.health"})
 
 
 def create_app(boot: Boot) -> Flask:
@@ -24,29 +26,40 @@ def create_app(boot: Boot) -> Flask:
     app.extensions["gpupool"]."""
     app = Flask("gpupool", static_folder=None)
     app.extensions["gpupool"] = Replica(boot)
+    app.extensions["gpupool.totals"] = PoolTotals(1)[0]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(health.blueprint)
     app.register_blueprint(infer.blueprint)
+    app.register_blueprint(metrics.blueprint)
+    app.register_blueprint(pool.blueprint)
+    app.before_request(_begin)
     app.before_request(_require_key)
+    app.after_request(_count)
     app.register_error_handler(Exception, _answer_error)
     return app
 
 
+def _begin() -> None:
+    whole_at()
+
+
 def _require_key() -> None:
     """Deny by default: decided on the matched route, so an unknown path needs a key as well."""
-    replica: Replica = current_app.extensions["gpupool"]
-    keys = replica.settings.api_key
-    if not keys or request.endpoint in OPEN_ENDPOINTS:
-        return
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    digest = sha256(given.strip().encode("utf-8", "replace")).digest()
-    # Every key is compared, in constant time, so that the time tells nothing about any.
-    matches = [hmac.compare_digest(digest, sha256(key.encode()).digest()) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
+    if request.endpoint not in OPEN_ENDPOINTS and not has_key():
         raise Unauthorized(
             "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
             code="invalid_api_key",
         )
+
+
+def _count(response: Response) -> Response:
+    """Every request that gets here, once, when its answer is decided."""
+    totals: Totals = current_app.extensions["gpupool.totals"]
+    route = request.url_rule.rule if request.url_rule is not None else request.path
+    totals.request(route, response.status_code)
+    if route in GENERATING_ROUTES and response.status_code == 200:
+        totals.observe("request_duration_seconds", time.monotonic() - whole_at())
+    return response
 
 
 def _answer_error(error: Exception) -> Response:

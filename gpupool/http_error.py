@@ -32,8 +32,9 @@ class _Unreadable(RequestError):
     type = "invalid_request_error"
 
 
-def send_error(client: socket.socket, error: Exception) -> None:
-    """Write a whole JSON error response and announce the close; the socket may be gone."""
+def send_error(client: socket.socket, error: Exception) -> int:
+    """Write a whole JSON error response and announce the close; the socket may be gone. Returns
+    the status."""
     status, headers, body = render_error(_as_request_error(error))
     content = json.dumps(body).encode()
     headers |= {
@@ -47,6 +48,7 @@ def send_error(client: socket.socket, error: Exception) -> None:
         client.sendall(head.encode("ascii") + b"\r\n" + content)
     except OSError as gone:
         log.debug("the client left before its error answer: %s", gone)
+    return status
 
 
 def _as_request_error(error: Exception) -> Exception:

@@ -79,6 +79,12 @@ class WholeRequest:
         return True
 
 
+class Body(io.BytesIO):
+    """A request's body, whole. The application finds it as `wsgi.input`."""
+
+    whole_at = 0.0  # of the monotonic clock: from here on the pool keeps the client waiting
+
+
 class Connection(TConn):  # type: ignore[misc]
     """One client connection: idle, being read, or handed over to a handler thread."""
 
@@ -192,8 +198,8 @@ class Intake:
         request.body = self._read_body(request.body, length)
         conn.parser.request = request
 
-    def _read_body(self, source: Any, length: int | None) -> io.BytesIO:
-        body = io.BytesIO()
+    def _read_body(self, source: Any, length: int | None) -> Body:
+        body = Body()
         # One byte more than allowed tells a body that is too large from one that just fits.
         while data := source.read(min(READ_SIZE, self._max_body_bytes + 1 - body.tell())):
             body.write(data)
@@ -202,6 +208,7 @@ class Intake:
         if length is not None and body.tell() < length:
             raise NoMoreData()
         body.seek(0)
+        body.whole_at = time.monotonic()
         return body
 
     def _too_large(self) -> TooLarge:

@@ -24,6 +24,7 @@ from gpupool.boot import BACKOFF_S, Boot
 from gpupool.errors import EngineDead
 from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
+from gpupool.meter import Meter
 from gpupool.replica import Replica
 from gpupool.room import Room
 from gpupool.scoreboard import Row, Scoreboard
@@ -102,6 +103,9 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """Import the application, which loads no engine."""
         super().load_wsgi()
         self.wsgi.extensions["gpupool.scoreboard"] = self.scoreboard
+        self.totals = self.wsgi.extensions["gpupool.totals"] = self.scoreboard.totals[
+            self.row_index
+        ]
         self.replica = self.wsgi.extensions["gpupool"]
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
@@ -119,6 +123,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self._drain_by = float("inf")
         self._next_check = 0.0
         self.boot.start(self.replica, on_failed=self._leave)
+        Meter(self.scoreboard.vitals, self.row_index, lambda: self.boot.leased).start()
         super().run()
         self.replica.close()
         if self.exit_code:
@@ -187,7 +192,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer what went wrong outside the application in the one error shape, never HTML."""
-        send_error(client, exc)
+        status = send_error(client, exc)
+        self.totals.request(req.path if req else "unreadable", status)
 
     # What the main loop does each turn.
 
@@ -252,6 +258,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 log_first_ready(self.settings)
         self.row.describe(phase=replica.phase)
         self.row.fraction = -1.0 if replica.fraction is None else replica.fraction
+        self.row.estimate_s = -1.0 if replica.estimate_s is None else replica.estimate_s
         if replica.state not in ("starting", "waiting", "loading"):
             self._leave_room()
 

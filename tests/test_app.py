@@ -153,7 +153,7 @@ def test_a_library_error_is_a_500_without_its_text(client: FlaskClient) -> None:
     assert "secret" not in answer.text
 
 
-@pytest.mark.parametrize("path", ["/infer", "/pool", "/health", "/nowhere", "/v1/models"])
+@pytest.mark.parametrize("path", ["/infer", "/pool", "/metrics", "/", "/nowhere", "/v1/models"])
 def test_with_a_key_every_route_but_the_probes_needs_it(path: str) -> None:
     client = make_client(api_key=("right", "other"))
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):

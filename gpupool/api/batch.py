@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gpupool.engines.base import Engine, Event, Failed, Finished, SamplingParams, Scored
+from gpupool.api.clock import RequestClock, SequenceClock
+from gpupool.engines.base import Chunk, Engine, Event, Failed, Finished, SamplingParams, Scored
 from gpupool.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Job:
     params: SamplingParams
 
 
-def run_batch(engine: Engine, jobs: Sequence[Job]) -> list[Outcome]:
+def run_batch(engine: Engine, jobs: Sequence[Job], clock: RequestClock) -> list[Outcome]:
     """The outcome of every job, in order; blocks until all have one.
 
     At most as many as the engine's slots are inside the engine at once, so that a huge batch
@@ -39,7 +40,8 @@ def run_batch(engine: Engine, jobs: Sequence[Job]) -> list[Outcome]:
     try:
         while len(outcomes) < len(jobs):
             while started < len(jobs) and started - len(outcomes) < engine.model.slots:
-                _start(engine, f"{batch_id}-{started}", jobs[started], started, over)
+                sequence = clock.start_sequence()
+                _start(engine, f"{batch_id}-{started}", jobs[started], started, over, sequence)
                 started += 1
             index, outcome = over.get()
             outcomes[index] = outcome
@@ -56,9 +58,12 @@ def _start(
     job: Job,
     index: int,
     over: queue.SimpleQueue[tuple[int, Outcome]],
+    clock: SequenceClock,
 ) -> None:
     def sink(event: Event) -> None:
-        if isinstance(event, Finished | Scored | Failed):
+        if isinstance(event, Chunk):
+            clock.tick(len(event.token_ids))
+        else:
             over.put((index, event))
 
     try:

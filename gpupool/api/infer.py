@@ -9,6 +9,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify
 
 from gpupool.api.batch import Job, Outcome, run_batch
+from gpupool.api.clock import RequestClock, whole_at
 from gpupool.api.json_body import read_object
 from gpupool.api.params import Ask, parse_params
 from gpupool.engines.base import (
@@ -23,6 +24,7 @@ from gpupool.engines.base import (
 from gpupool.errors import BadRequest, RequestError, render_error
 from gpupool.nearest import nearest_hint
 from gpupool.replica import Replica
+from gpupool.totals import Totals
 
 blueprint = Blueprint("infer", __name__)
 
@@ -62,10 +64,20 @@ def infer() -> Response:
         )
     prompts = [_tokenize(engine, text, index, ask) for index, text in enumerate(texts)]
     items, jobs = _plan(prompts, ask, engine, detail)
-    outcomes = run_batch(engine, jobs)
-    if detail:
-        return jsonify([_detail(item, outcomes, ask, replica.slot) for item in items])
-    return jsonify([_plain(item, outcomes, ask) for item in items])
+    totals: Totals = current_app.extensions["gpupool.totals"]
+    outcomes = run_batch(engine, jobs, RequestClock(totals, whole_at()))
+    answers = [
+        _detail(item, outcomes, ask, replica.slot) if detail else _plain(item, outcomes, ask)
+        for item in items
+    ]
+    totals.tokens(prompt=sum(map(len, prompts)), generated=sum(map(_num_tokens, outcomes)))
+    return jsonify(answers)
+
+
+def _num_tokens(outcome: Outcome) -> int:
+    if not isinstance(outcome, Finished):
+        return 0
+    return sum(len(completion.token_ids) for completion in outcome.completions)
 
 
 def _read_instances(body: dict[str, Any]) -> list[str]:
