@@ -19,6 +19,7 @@ from gpupool.vitals import UNKNOWN, Use, Vitals, total_bytes
 log = logging.getLogger(__name__)
 
 PERIOD_S = 5.0
+NO_LEASE_PERIOD_S = 0.5
 MAX_SHARE = 0.01  # of the time; reading a CPU slice takes some 25 ms for each GiB
 
 
@@ -38,14 +39,17 @@ class Meter:
     def _run(self) -> None:
         while True:
             began = time.monotonic()
-            use = self._measure()
+            gpu_slice = self._slice_of()
+            use = self._measure(gpu_slice)
             pause_s = max(PERIOD_S, (time.monotonic() - began) / MAX_SHARE)
+            if gpu_slice is None:
+                pause_s = NO_LEASE_PERIOD_S
             self._vitals.publish(self._index, use, valid_s=3 * pause_s)
             time.sleep(pause_s)
 
-    def _measure(self) -> Use:
+    def _measure(self, gpu_slice: Slice | None) -> Use:
         try:
-            return measure(self._slice_of())
+            return measure(gpu_slice)
         except Exception as error:
             log.warning("what the slice uses is not known: %s", error)
             return UNKNOWN

@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from gpupool.app import create_app
 from gpupool.engines.base import Engine, Report
 from gpupool.partition import Slice
+from gpupool.scoreboard import STALE_S, Scoreboard
 from gpupool.settings import Settings
 from tests.engines.scripted import ScriptedEngine
 
@@ -139,6 +140,33 @@ def test_before_the_load_infer_is_a_503_that_says_when_to_retry() -> None:
     assert int(answer.headers["Retry-After"]) > 0
     assert client.get("/readyz").status_code == 503
     assert client.get("/livez").status_code == 200
+
+
+def test_a_worker_whose_main_loop_is_silent_is_not_ready(client: FlaskClient) -> None:
+    scoreboard = client.application.extensions["gpupool.scoreboard"] = Scoreboard(1)
+    scoreboard.claim(0)
+    scoreboard[0].pid = 1
+    scoreboard[0].enter("ready")
+    assert client.get("/readyz").status_code == 200
+    scoreboard[0].heartbeat -= STALE_S
+    assert client.get("/readyz").status_code == 503
+
+
+def test_the_index_names_the_model_and_the_routes(client: FlaskClient) -> None:
+    body = client.get("/").json
+    assert body["model"] == "m"
+    assert body["routes"]["/infer"] == ["POST"]
+    assert body["routes"]["/metrics"] == ["GET"]
+
+
+def test_while_an_unknown_engine_loads_nobody_knows_what_it_can() -> None:
+    client = create_app(boot).test_client()
+    client.application.extensions["gpupool"].load(
+        SLICE, Settings(model_name="m", infer_type="own:Engine")
+    )
+    assert client.get("/pool").json["capabilities"]["seed"] is True
+    client.application.extensions["gpupool"].close()
+    assert client.get("/pool").json["capabilities"]["seed"] is None
 
 
 def test_a_library_error_is_a_500_without_its_text(client: FlaskClient) -> None:
