@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from gpupool.app import create_app
 from gpupool.engine_metrics import merge
@@ -21,23 +20,9 @@ from gpupool.vitals import GpuUse, Use
 from tests.engines.dies_on_demand import DiesOnDemand
 from tests.engines.scripted import ScriptedEngine
 from tests.engines.tells_metrics import TellsMetrics
+from tests.scrape import Samples, parse
 
 SLICE = Slice(0, (), (0,))
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def parse(text: str) -> Samples:
-    """Every sample; fails on a family or a sample that is there twice."""
-    samples: Samples = {}
-    names = []
-    for family in text_string_to_metric_families(text):
-        names.append(family.name)
-        for sample in family.samples:
-            key = (sample.name, frozenset(sample.labels.items()))
-            assert key not in samples
-            samples[key] = sample.value
-    assert len(names) == len(set(names))
-    return samples
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:

@@ -8,38 +8,19 @@ import os
 import signal
 import socket
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.machine import fake_machine, uuid_of
 from tests.pool import Pool, wait_until
+from tests.scrape import Samples, scrape, total
 
 pytestmark = pytest.mark.server
 
 SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def scrape(pool: Pool) -> Samples:
-    """One scrape on a connection of its own."""
-    with urllib.request.urlopen(f"{pool.url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def total(samples: Samples, name: str, **labels: str) -> float:
-    """The sum of all samples that have these labels."""
-    wanted = set(labels.items())
-    return sum(v for (found, has), v in samples.items() if found == name and wanted <= has)
 
 
 @pytest.fixture(scope="module", name="pool")
