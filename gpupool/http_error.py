@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections.abc import Callable
 from http.client import responses
 
 from gunicorn.http.errors import (
@@ -32,10 +33,11 @@ class _Unreadable(RequestError):
     type = "invalid_request_error"
 
 
-def send_error(client: socket.socket, error: Exception) -> int:
-    """Write a whole JSON error response and announce the close; the socket may be gone. Returns
-    the status."""
+def send_error(client: socket.socket, error: Exception, count: Callable[[int], None]) -> None:
+    """Write a whole JSON error response and announce the close; the socket may be gone. `count`
+    is told the status first."""
     status, headers, body = render_error(_as_request_error(error))
+    count(status)
     content = json.dumps(body).encode()
     headers |= {
         "Content-Type": "application/json",
@@ -48,7 +50,6 @@ def send_error(client: socket.socket, error: Exception) -> int:
         client.sendall(head.encode("ascii") + b"\r\n" + content)
     except OSError as gone:
         log.debug("the client left before its error answer: %s", gone)
-    return status
 
 
 def _as_request_error(error: Exception) -> Exception:

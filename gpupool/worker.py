@@ -103,9 +103,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """Import the application, which loads no engine."""
         super().load_wsgi()
         self.wsgi.extensions["gpupool.scoreboard"] = self.scoreboard
-        self.totals = self.wsgi.extensions["gpupool.totals"] = self.scoreboard.totals[
-            self.row_index
-        ]
+        self.totals = self.scoreboard.totals[self.row_index]
+        self.wsgi.extensions["gpupool.totals"] = self.totals
         self.replica = self.wsgi.extensions["gpupool"]
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
@@ -192,8 +191,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer what went wrong outside the application in the one error shape, never HTML."""
-        status = send_error(client, exc)
-        self.totals.request(req.path if req else "unreadable", status)
+        route = req.path if req else "unreadable"
+        send_error(client, exc, lambda status: self.totals.request(route, status))
 
     # What the main loop does each turn.
 
