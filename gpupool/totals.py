@@ -91,7 +91,7 @@ class Totals:
         self._block = block
         self._lock = threading.Lock()
         self._histograms = {
-            name: (histogram, buckets.bounds)
+            name: (histogram, histogram.counts, buckets.bounds)
             for (name, buckets), histogram in zip(HISTOGRAMS.items(), block.histograms, strict=True)
         }
 
@@ -110,11 +110,11 @@ class Totals:
 
     def observe(self, name: str, seconds: float, count: int = 1) -> None:
         """Add `count` equal values to a histogram of HISTOGRAMS."""
-        histogram, bounds = self._histograms[name]
+        histogram, counts, bounds = self._histograms[name]
         seconds = max(0.0, seconds)
         bucket = bisect_left(bounds, seconds)
         with self._lock:
-            histogram.counts[bucket] += count
+            counts[bucket] += count
             histogram.sum += seconds * count
 
     @property
@@ -138,8 +138,8 @@ class Totals:
 
     def observations(self, name: str) -> Observations:
         """The histogram of that name."""
-        histogram, bounds = self._histograms[name]
-        return Observations(tuple(histogram.counts[: len(bounds) + 1]), float(histogram.sum))
+        histogram, counts, bounds = self._histograms[name]
+        return Observations(tuple(counts[: len(bounds) + 1]), float(histogram.sum))
 
 
 class PoolTotals:

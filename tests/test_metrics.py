@@ -178,11 +178,14 @@ def test_help_and_type_come_once_for_a_family() -> None:
 
 
 def test_a_label_worker_of_the_engines_own_is_kept_apart() -> None:
-    samples = parse(merge({2: engine_text(3, worker="mine")}))
-    assert value(samples, "vllm:steps_total", worker="2", exported_worker="mine") == 3
+    samples = parse(merge({2: engine_text(3, x="a,worker=", worker="mine")}))
+    labels = {"worker": "2", "x": "a,worker=", "exported_worker": "mine"}
+    assert value(samples, "vllm:steps_total", **labels) == 3
 
 
-@pytest.mark.parametrize("text", ["{", "# TYPE a\n", "a b c d\n", "9a 1\n"])
+@pytest.mark.parametrize(
+    "text", ["{", "# TYPE a\n", "a b c d\n", "9a 1\n", 'a{b="c} 1\n', "a{} x\n"]
+)
 def test_a_text_that_is_not_valid_costs_no_other(text: str) -> None:
     samples = parse(merge({0: text, 1: engine_text(4)}))
     assert value(samples, "vllm:steps_total", worker="1", model_name='a"b\\c\nd') == 4
@@ -190,6 +193,14 @@ def test_a_text_that_is_not_valid_costs_no_other(text: str) -> None:
 
 def test_no_engine_can_speak_in_our_name() -> None:
     assert merge({0: "# TYPE gpupool_requests_total counter\ngpupool_requests_total 9\n"}) == ""
+
+
+def test_names_and_numbers_stay_as_the_engine_wrote_them() -> None:
+    text = "# TYPE odd counter\nodd 1e-07 1700000000000\nbare{} +Inf\nlast NaN\n"
+    assert merge({3: text}) == (
+        '# TYPE odd counter\nodd{worker="3"} 1e-07 1700000000000\n'
+        'bare{worker="3"} +Inf\nlast{worker="3"} NaN\n'
+    )
 
 
 # Gauges of a whole pool.

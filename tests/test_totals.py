@@ -52,13 +52,13 @@ def test_a_worker_killed_while_it_counts_leaves_whole_numbers() -> None:
     for _ in range(20):
         with Forked(lambda say: count_for_ever(totals, say)) as worker:
             worker.hear()
-            for _ in range(200):
+            until = last + 1000 * STEP
+            while last < until:
                 seen = totals.prompt_tokens
                 assert seen % STEP == 0
                 assert seen >= last
                 last = seen
             worker.kill()
-    assert totals.prompt_tokens > 0
 
 
 def test_a_rows_next_worker_counts_on() -> None:

@@ -35,11 +35,12 @@ def ask(pool: Pool, path: str, body: Any = None, **headers: str) -> tuple[int, i
 
 
 def _is_loading(pool: Pool, **headers: str) -> bool:
+    """Whether every worker is."""
     try:
-        workers = ask(pool, "/readyz", **headers)[2].get("workers", ())
+        workers = ask(pool, "/readyz", **headers)[2]["workers"]
     except OSError:
         return False
-    return any(worker["phase"] == "counting sheep" for worker in workers)
+    return all(worker["phase"] == "counting sheep" for worker in workers)
 
 
 @pytest.fixture(scope="module", name="loading")
@@ -52,7 +53,7 @@ def _loading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     flags = (*SCRIPTED, "--workers", "2", "--max_wait_s", "0")
     env = {"XDG_CACHE_HOME": str(folder / "cache")}
     with Pool(folder, *flags, "--", "--load-s", "60", env=env) as pool:
-        wait_until(lambda: _is_loading(pool), 20, "a loading worker")
+        wait_until(lambda: _is_loading(pool), 20, "loading workers")
         yield pool
 
 
