@@ -31,6 +31,7 @@ class Meter:
         self._vitals = vitals
         self._index = index
         self._slice_of = slice_of
+        self._trouble = ""
 
     def start(self) -> None:
         """Measure from now on, for as long as the process lives."""
@@ -49,10 +50,13 @@ class Meter:
 
     def _measure(self, gpu_slice: Slice | None) -> Use:
         try:
-            return measure(gpu_slice)
+            use, trouble = measure(gpu_slice), ""
         except Exception as error:
-            log.warning("what the slice uses is not known: %s", error)
-            return UNKNOWN
+            use, trouble = UNKNOWN, str(error) or type(error).__name__
+        if trouble and trouble != self._trouble:
+            log.warning("what the slice uses is not known: %s", trouble)
+        self._trouble = trouble
+        return use
 
 
 def measure(gpu_slice: Slice | None) -> Use:
