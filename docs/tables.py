@@ -16,6 +16,10 @@ from gpupool.api.params import ALIASES, CLIENTS_OWN, FLAGS, MAX_STOPS, NUMBERS  
 from gpupool.capabilities import ENGINES, FEATURES  # noqa: E402
 from gpupool.engines.catalog import import_engine  # noqa: E402
 from gpupool.flags import flags  # noqa: E402
+from gpupool.metrics import pool_families  # noqa: E402
+from gpupool.scoreboard import Scoreboard  # noqa: E402
+from gpupool.settings import Settings  # noqa: E402
+from gpupool.vitals import GpuUse, Use  # noqa: E402
 
 
 def row(*cells: str) -> str:
@@ -68,6 +72,22 @@ def capabilities_table() -> str:
     return "".join(lines)
 
 
+def metrics_table() -> str:
+    """Every metric of ours, as a pool with everything known renders it."""
+    scoreboard = Scoreboard(1)
+    scoreboard.claim(0)
+    scoreboard[0].pid = 1
+    scoreboard[0].describe(gpus=("GPU-0",))
+    scoreboard.vitals.publish(0, Use(0, (GpuUse(0, 0, 0, 0, 0),)), valid_s=60)
+    lines = [row("metric", "type", "labels", "meaning"), row(*["---"] * 4)]
+    for family in pool_families(Settings(), scoreboard):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = [label for label in family.samples[0].labels if label != "le"]
+        shown = ", ".join(f"`{label}`" for label in labels)
+        lines.append(row(f"`{name}`", family.type, shown, family.documentation))
+    return "".join(lines)
+
+
 def _bound(value: float) -> str:
     exact = {1 << 31: "2^31", (1 << 64) - 1: "2^64-1", -(1 << 63): "-2^63"}
     return exact.get(int(value), f"{value:g}") if value == int(value) else f"{value:g}"
@@ -78,6 +98,7 @@ TABLES = {
     "parameters": (ROOT / "docs" / "infer.md", parameters_table),
     "defaults": (ROOT / "docs" / "infer.md", defaults_table),
     "capabilities": (ROOT / "docs" / "infer.md", capabilities_table),
+    "metrics": (ROOT / "docs" / "metrics.md", metrics_table),
 }
 
 

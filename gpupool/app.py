@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from flask import Flask, Response, current_app, json, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as NoRoute
 
-from gpupool.api import health, infer
+from gpupool.api import health, infer, metrics, pool
+from gpupool.api.clock import whole_at
+from gpupool.api.keys import has_key
+from gpupool.call import current_call
 from gpupool.errors import BadRequest, NotFound, RequestError, Unauthorized, render_error
-from gpupool.keys import KeyRing
 from gpupool.replica import Boot, Replica
+from gpupool.totals import GENERATING_ROUTES, PoolTotals, Totals
 
 log = logging.getLogger(__name__)
 
-OPEN_ENDPOINTS = frozenset({"health.livez", "health.readyz"})
+OPEN_ENDPOINTS = frozenset({"health.livez", "health.readyz", "health.health"})
 
 
 def create_app(boot: Boot) -> Flask:
@@ -23,24 +27,42 @@ def create_app(boot: Boot) -> Flask:
     app.extensions["gpupool"]."""
     app = Flask("gpupool", static_folder=None)
     app.extensions["gpupool"] = Replica(boot)
+    app.extensions["gpupool.totals"] = PoolTotals(1)[0]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(health.blueprint)
     app.register_blueprint(infer.blueprint)
+    app.register_blueprint(metrics.blueprint)
+    app.register_blueprint(pool.blueprint)
+    app.before_request(_begin)
     app.before_request(_require_key)
+    app.after_request(_count)
     app.register_error_handler(Exception, _answer_error)
     return app
 
 
+def _begin() -> None:
+    whole_at()
+
+
 def _require_key() -> None:
     """Deny by default: decided on the matched route, so an unknown path needs a key as well."""
-    if request.endpoint in OPEN_ENDPOINTS:
-        return
-    replica: Replica = current_app.extensions["gpupool"]
-    if not KeyRing(replica.settings.api_key).fits(request.headers.get("Authorization", "")):
+    if request.endpoint not in OPEN_ENDPOINTS and not has_key():
         raise Unauthorized(
             "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
             code="invalid_api_key",
         )
+
+
+def _count(response: Response) -> Response:
+    """Every request that is answered here, once, when its answer is decided."""
+    if current_call().is_moved:
+        return response
+    totals: Totals = current_app.extensions["gpupool.totals"]
+    route = request.url_rule.rule if request.url_rule is not None else request.path
+    totals.request(route, response.status_code)
+    if route in GENERATING_ROUTES and response.status_code == 200:
+        totals.observe("request_duration_seconds", time.monotonic() - whole_at())
+    return response
 
 
 def _answer_error(error: Exception) -> Response:

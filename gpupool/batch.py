@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpupool.call import Call
-from gpupool.engines.base import Engine, Event, Failed, Finished, SamplingParams, Scored
+from gpupool.clock import RequestClock
+from gpupool.engines.base import Chunk, Engine, Event, Failed, Finished, SamplingParams, Scored
 from gpupool.errors import Cancelled, EngineError
 
 log = logging.getLogger(__name__)
@@ -39,17 +40,23 @@ class Result:
 class Batch:
     """Jobs inside one engine. `on_over(index, outcome)` is called once for each, on any thread."""
 
-    def __init__(self, engine: Engine, on_over: Callable[[int, Outcome], None]) -> None:
+    def __init__(
+        self, engine: Engine, clock: RequestClock, on_over: Callable[[int, Outcome], None]
+    ) -> None:
         self._engine = engine
+        self._clock = clock
         self._on_over = on_over
         self._id = uuid.uuid4().hex
 
     def start(self, index: int, job: Job) -> None:
         """Hand one job to the engine."""
         request_id = self._request_id(index)
+        clock = self._clock.start_sequence()
 
         def sink(event: Event) -> None:
-            if isinstance(event, Finished | Scored | Failed):
+            if isinstance(event, Chunk):
+                clock.tick(len(event.token_ids))
+            else:
                 self._on_over(index, event)
 
         try:
@@ -71,14 +78,14 @@ class Batch:
         return f"{self._id}-{index}"
 
 
-def run_here(engine: Engine, jobs: Sequence[Job], call: Call) -> list[Outcome]:
+def run_here(engine: Engine, jobs: Sequence[Job], call: Call, clock: RequestClock) -> list[Outcome]:
     """The outcome of every job, in order; Cancelled as soon as the client is gone.
 
     At most as many as the engine's slots are inside the engine at once, so that a huge batch
     does not stand in front of everybody who comes later.
     """
     over: queue.SimpleQueue[tuple[int, Outcome | None]] = queue.SimpleQueue()
-    batch = Batch(engine, lambda index, outcome: over.put((index, outcome)))
+    batch = Batch(engine, clock, lambda index, outcome: over.put((index, outcome)))
     outcomes: dict[int, Outcome] = {}
     started = 0
     try:

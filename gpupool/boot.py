@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dispatcher import GPUDispatcher, Grant, Lease
 from gpupool import guardian
 from gpupool.errors import NotGranted
+from gpupool.partition import Slice
 from gpupool.replica import Replica
 from gpupool.scoreboard import Row
 from gpupool.settings import Settings
@@ -49,6 +50,12 @@ class Boot:
     def stop(self) -> None:
         """Do not wait any more, for GPUs or for a back-off's end."""
         self._stopping.set()
+
+    @property
+    def leased(self) -> Slice | None:
+        """The slice that the worker holds now."""
+        lease = self._lease
+        return None if lease is None else lease.slice
 
     def trouble(self) -> str | None:
         """Why the worker's hold on its GPUs is not safe any more, or None. Cheap."""

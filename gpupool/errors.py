@@ -38,6 +38,8 @@ class RequestError(GpupoolError):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.route = "unreadable"
+        """For the metrics, where the request never reaches the application."""
 
 
 class BadRequest(RequestError):

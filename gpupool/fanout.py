@@ -20,11 +20,13 @@ from multiprocessing.connection import Connection, wait
 
 from gpupool.batch import Job, Outcome, Result, run_here
 from gpupool.call import Call
+from gpupool.clock import RequestClock
 from gpupool.engines.base import Failed
 from gpupool.errors import Cancelled, EngineDead, Unavailable
 from gpupool.lane import Answer, Jobs
+from gpupool.load_times import DEFAULT_RETRY_AFTER_S
 from gpupool.mailbox import Mailboxes, Message
-from gpupool.replica import RETRY_AFTER_S, Replica
+from gpupool.replica import Replica
 from gpupool.scoreboard import Row, Scoreboard
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class _Lane:
     row: Row
     to: int
     pid: int
-    conn: Connection[Jobs, Answer]
+    conn: Connection[Jobs | None, Answer]
     running: set[int] = field(default_factory=set)
     num_sent: int = 0  # and not yet counted in the row
 
@@ -65,12 +67,12 @@ class Fanout:
         self.mailboxes = mailboxes
         self.max_wait_s = max_wait_s
 
-    def run(self, jobs: Sequence[Job], call: Call) -> list[Result]:
+    def run(self, jobs: Sequence[Job], call: Call, clock: RequestClock) -> list[Result]:
         """What became of every job, in order; Cancelled if the client goes away."""
         if len(jobs) != 1 or not call.holds_slot:
             call.step_aside()
-            return Coordinator(self, jobs, call).run()
-        outcome = run_here(self.replica.ready_engine(), jobs, call)[0]
+            return Coordinator(self, jobs, call, clock).run()
+        outcome = run_here(self.replica.ready_engine(), jobs, call, clock)[0]
         if _is_of_dead_worker(outcome):
             call.move()
         return [Result(outcome, self.replica.slot, call.history.num_moves + 1)]
@@ -79,7 +81,11 @@ class Fanout:
 class Coordinator:
     """One batch."""
 
-    def __init__(self, fanout: Fanout, jobs: Sequence[Job], call: Call) -> None:
+    def __init__(
+        self, fanout: Fanout, jobs: Sequence[Job], call: Call, clock: RequestClock
+    ) -> None:
+        self._clock = clock
+        self._is_first = True
         self._fanout = fanout
         self._jobs = jobs
         self._call = call
@@ -127,7 +133,7 @@ class Coordinator:
             self._open_lanes()
             self._feed()
             self._give_up_if_nobody()
-        sources: list[Connection[Jobs, Answer] | int] = [hangup]
+        sources: list[Connection[Jobs | None, Answer] | int] = [hangup]
         sources += (lane.conn for lane in self._lanes.values())
         ready = wait(sources, LOOK_AGAIN_S if self._pending else None)
         for lane in [lane for lane in self._lanes.values() if lane.conn in ready]:
@@ -239,12 +245,16 @@ class Coordinator:
         for first in range(0, len(indices), JOBS_A_MESSAGE):
             part = indices[first : first + JOBS_A_MESSAGE]
             lane.num_sent += len(part)
+            if self._is_first:
+                self._clock.start_sequence()  # it counts the time in the queue
             try:
-                lane.conn.send([(index, self._jobs[index]) for index in part])
+                jobs = [(index, self._jobs[index]) for index in part]
+                lane.conn.send(Jobs(jobs, self._clock.began, self._is_first))
             except OSError as error:
                 log.warning("row=%d does not take jobs: %s", lane.to, error)
                 self._lose(lane)
                 return
+            self._is_first = False
 
     # What comes back.
 
@@ -295,7 +305,7 @@ class Coordinator:
         if now - self._nobody_since >= self._fanout.max_wait_s:
             error = Unavailable(
                 "no worker can run this item now; try again, or ask /readyz",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=DEFAULT_RETRY_AFTER_S,
                 code="not_ready",
             )
             for index in self._pending:

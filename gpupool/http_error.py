@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections.abc import Callable
 from http.client import responses
 
 from gunicorn.http.errors import (
@@ -32,9 +33,11 @@ class _Unreadable(RequestError):
     type = "invalid_request_error"
 
 
-def send_error(client: socket.socket, error: Exception) -> None:
-    """Write a whole JSON error response and announce the close; the socket may be gone."""
+def send_error(client: socket.socket, error: Exception, count: Callable[[int], None]) -> None:
+    """Write a whole JSON error response and announce the close; the socket may be gone. `count`
+    is told the status first."""
     status, headers, body = render_error(_as_request_error(error))
+    count(status)
     content = json.dumps(body).encode()
     headers |= {
         "Content-Type": "application/json",

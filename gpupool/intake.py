@@ -108,6 +108,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.parser.source.taken = [self.parser.unreader.buf.getvalue()]
         if not self.was_forwarded:
             self.history = History()
+        self.call = Call(history=self.history)
 
     def expect(self, data: bytes, history: History) -> None:
         """A sibling read this much of the request, or nothing of a next one."""

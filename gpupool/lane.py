@@ -11,18 +11,29 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from gpupool.batch import Batch, Job, Outcome
+from gpupool.clock import RequestClock
 from gpupool.engines.base import Engine, Failed
 from gpupool.errors import EngineError, RequestError
 from gpupool.replica import Replica
 from gpupool.slots import Slots
+from gpupool.totals import Totals
 
 log = logging.getLogger(__name__)
 
-Jobs = Sequence[tuple[int, Job]] | None
-"""None: the coordinator is done. A connection that ends without it tells of a killed one."""
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Numbered jobs of a batch. A lane that ends without None tells of a killed coordinator."""
+
+    jobs: Sequence[tuple[int, Job]]
+    began: float  # when the client's request was whole (monotonic)
+    is_first: bool  # nobody had any of this batch before
+
+
 Outcomes = Sequence[tuple[int, Outcome]]
 Answer = tuple[int, Outcomes]
 """How many jobs were taken over since the last answer, and the outcomes that are there."""
@@ -58,10 +69,11 @@ class _Wake:
 class Lane:
     """Serves one coordinator; `serve` runs on a thread of its own."""
 
-    def __init__(self, sock: socket.socket, replica: Replica, slots: Slots) -> None:
+    def __init__(self, sock: socket.socket, replica: Replica, slots: Slots, totals: Totals) -> None:
+        self._totals = totals
         self._replica = replica
         self._slots = slots
-        self._coordinator: Connection[Answer, Jobs] = Connection(sock.detach())
+        self._coordinator: Connection[Answer, Jobs | None] = Connection(sock.detach())
         self._wake = _Wake()
         self._running: set[int] = set()
         self._batch: Batch | None = None
@@ -91,7 +103,8 @@ class Lane:
                     self._batch.cancel(index)
             self._wake.close()
 
-    def _start(self, jobs: Sequence[tuple[int, Job]]) -> None:
+    def _start(self, given: Jobs) -> None:
+        jobs = given.jobs
         self._slots.take(len(jobs))
         self._coordinator.send((len(jobs), ()))
         try:
@@ -100,14 +113,16 @@ class Lane:
             for index, _ in jobs:
                 self._note_over(index, Failed(error))
             return
-        batch = self._batch_of(engine)
+        batch = self._batch_of(engine, given)
         for index, job in jobs:
             self._running.add(index)
             batch.start(index, job)
 
-    def _batch_of(self, engine: Engine) -> Batch:
+    def _batch_of(self, engine: Engine, given: Jobs) -> Batch:
         if self._batch is None:
-            self._batch = Batch(engine, self._note_over)
+            totals, is_first = self._totals, given.is_first
+            clock = RequestClock(totals, given.began, is_share=True, is_first=is_first)
+            self._batch = Batch(engine, clock, self._note_over)
         return self._batch
 
     def _note_over(self, index: int, outcome: Outcome) -> None:

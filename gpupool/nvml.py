@@ -1,6 +1,6 @@
 """NVML calls -> Gpu values (master before its forks; workers after theirs).
 
-Only gpupool.gpus and gpupool.topology use it. pynvml is imported inside functions.
+Only gpupool.gpus, gpupool.topology and gpupool.meter use it. pynvml is imported inside functions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu
+from gpupool.vitals import GpuUse
 
 LIBRARY = "libnvidia-ml.so.1"
 NO_GPU = "To run without GPUs on purpose, set CUDA_VISIBLE_DEVICES=''."
@@ -107,6 +108,29 @@ def read_again(gpu: Gpu) -> Gpu:
     except (LostGpu, pynvml.NVMLError) as error:
         return with_fault(gpu, _fault_text(error))
     return replace(gpu, total_bytes=total, free_bytes=free, fault=fault, processes=processes)
+
+
+def read_use(gpu: Gpu) -> GpuUse:
+    """What is used of the GPU now; all unknown if it does not answer."""
+    import pynvml
+
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+        total, free = _memory(handle)
+        rates = ask(pynvml.nvmlDeviceGetUtilizationRates, handle, default=None)
+        celsius = ask(
+            pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU, default=None
+        )
+        milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage, handle, default=None)
+    except (LostGpu, pynvml.NVMLError):
+        return GpuUse()
+    return GpuUse(
+        used_bytes=total - free if total else None,
+        total_bytes=total or None,
+        utilization=None if rates is None else rates.gpu / 100,
+        temperature_c=celsius,
+        power_w=None if milliwatts is None else milliwatts / 1000,
+    )
 
 
 def with_fault(gpu: Gpu, fault: str) -> Gpu:

@@ -74,6 +74,16 @@ def environ_holds(pid: int, entry: str) -> bool:
         return False
 
 
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process, each shared page divided among those that share it; 0 when it is gone.
+    The kernel walks all its pages for this."""
+    for line in _read_text(f"/proc/{pid}/smaps_rollup").splitlines():
+        name, _, size = line.partition(":")
+        if name == "Pss":
+            return int(size.split()[0]) * 1024
+    return 0
+
+
 def start_ticks(pid: int) -> int:
     """When a process started, in clock ticks since boot; 0 when it is gone."""
     process = read_process(pid)

@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 
+from gpupool import load_times
 from gpupool.engines.base import Engine, Report
 from gpupool.errors import Unavailable
+from gpupool.gpus import Gpu
 from gpupool.partition import Slice
 from gpupool.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
 
 Boot = Callable[[Slice, Settings, Report], Engine]
-RETRY_AFTER_S = 5
 
 
 class Replica:
@@ -30,6 +31,8 @@ class Replica:
         self._changed = threading.Condition()
         self._settings: Settings | None = None
         self.slot = 0
+        self.gpus: tuple[Gpu, ...] = ()
+        self.estimate_s: float | None = None
         self.state = "starting"
         self.phase = ""
         self.fraction: float | None = None
@@ -48,14 +51,18 @@ class Replica:
     def load(self, gpu_slice: Slice, settings: Settings) -> None:
         """Boot the engine and block until it is ready; raises what the engine raised."""
         self._settings = settings
-        self.slot = gpu_slice.slot
+        self.slot, self.gpus = gpu_slice.slot, gpu_slice.gpus
+        load = load_times.load_of(settings, gpu_slice)
+        self.estimate_s = load_times.read(load)
         self.enter("loading", "starting the engine")
         began = time.monotonic()
         engine = self._boot(gpu_slice, settings, self.report)
         with self._changed:
             self.engine = engine
+        seconds = time.monotonic() - began
         self.enter("ready")
-        log.info("model load finished worker=%d seconds=%.1f", self.slot, time.monotonic() - began)
+        log.info("model load finished worker=%d seconds=%.1f", self.slot, seconds)
+        load_times.write(load, seconds)
 
     def report(self, phase: str, fraction: float | None = None) -> None:
         """How far the load is; logged whenever the phase changes."""
@@ -85,11 +92,16 @@ class Replica:
             if self.engine is not None and self.state in ("ready", "draining"):
                 return self.engine
             phase = f": {self.phase}" if self.phase else ""
-            message = (
-                f"no model is ready yet; worker {self.slot} is {self.state}{phase} "
-                f"for {time.monotonic() - self.since:.0f} s. Try again, or ask /readyz"
-            )
-        raise Unavailable(message, retry_after_s=RETRY_AFTER_S, code="not_ready")
+            for_s = time.monotonic() - self.since
+            estimate_s = self.estimate_s if self.state == "loading" else None
+            state = f"{self.state}{phase} for {for_s:.0f} s"
+        if estimate_s is not None:
+            state += f" of about {estimate_s:.0f} s"
+        raise Unavailable(
+            f"no model is ready yet; worker {self.slot} is {state}. Try again, or ask /readyz",
+            retry_after_s=load_times.retry_after_s(for_s, estimate_s),
+            code="not_ready",
+        )
 
     def close(self) -> None:
         """End the engine and its processes; idempotent."""

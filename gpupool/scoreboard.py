@@ -13,6 +13,9 @@ import mmap
 import time
 from collections.abc import Iterator
 
+from gpupool.totals import PoolTotals
+from gpupool.vitals import Vitals
+
 STATES = (
     "free",
     "starting",
@@ -45,8 +48,9 @@ class Row(ctypes.Structure):
         ("heartbeat", ctypes.c_double),
         ("since", ctypes.c_double),  # when the state began
         ("fraction", ctypes.c_double),  # of the phase, negative where unknown
+        ("estimate_s", ctypes.c_double),  # of the whole load, negative where unknown
         ("_phase", ctypes.c_char * 256),
-        ("_gpus", ctypes.c_char * 512),
+        ("_gpus", ctypes.c_char * 1024),  # 16 UUIDs are 656 bytes
         ("_last_error", ctypes.c_char * 512),
     )
 
@@ -93,7 +97,7 @@ class Row(ctypes.Structure):
         if phase is not None:
             self._phase = _cut(phase, 256)
         if gpus is not None:
-            self._gpus = _cut(" ".join(gpus), 512)
+            self._gpus = _cut(" ".join(gpus), 1024)
         if last_error is not None:
             self._last_error = _cut(last_error, 512)
 
@@ -104,6 +108,8 @@ class Scoreboard:
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         num_rows = 2 * num_slots
+        self.totals = PoolTotals(num_rows)
+        self.vitals = Vitals(num_rows)
         handed_over = ctypes.c_uint64 * num_rows * num_rows
         size = ctypes.sizeof(Row) * num_rows
         self._memory = mmap.mmap(-1, size + ctypes.sizeof(handed_over))
@@ -126,11 +132,21 @@ class Scoreboard:
         """Where a slot's two rows are."""
         return slot, slot + self.num_slots
 
+    def shown_rows(self, slot: int) -> list[int]:
+        """The rows that say what a slot is at: its living workers', or what the last one left."""
+        first, second = self.rows_of(slot)
+        living = [index for index in (first, second) if self._rows[index].pid]
+        if living:
+            return living
+        return [max(first, second, key=lambda index: self._rows[index].since)]
+
     def claim(self, index: int) -> None:
         """Make the row a new worker's; its counters outlive the worker before (master)."""
         row = self._rows[index]
         row.pid = row.slots = row.running = row.waiting = 0
         row.mean_run_s = 0.0
+        row.estimate_s = -1.0
+        self.vitals.clear(index)
         row.describe(phase="", gpus=())
         row.enter("starting")
 

@@ -35,6 +35,7 @@ from gpupool.intake import Connection, Intake
 from gpupool.keys import KeyRing
 from gpupool.lane import Lane
 from gpupool.mailbox import Mailboxes, Message, close_all
+from gpupool.meter import Meter
 from gpupool.replica import Replica
 from gpupool.scoreboard import Row, Scoreboard
 from gpupool.settings import Settings
@@ -121,6 +122,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.wsgi = self._call_app
         self.app.extensions["gpupool.scoreboard"] = self.scoreboard
         self.replica = self.app.extensions["gpupool"]
+        self.totals = self.scoreboard.totals[self.row_index]
+        self.app.extensions["gpupool.totals"] = self.totals
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
     def run(self) -> None:
@@ -161,6 +164,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self._drain_by = float("inf")
         self._next_check = 0.0
         self.boot.start(self.replica, on_failed=self._leave)
+        Meter(self.scoreboard.vitals, self.row_index, lambda: self.boot.leased).start()
         super().run()
         self.replica.close()
         if self.exit_code:
@@ -205,7 +209,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def open_lane(self, sock: socket.socket, copy: Message) -> None:
         """Serve a sibling's batch on a thread of its own; it counts as a connection, so that a
         draining worker stays for it."""
-        lane = Lane(sock, self.replica, self.slots)
+        lane = Lane(sock, self.replica, self.slots, self.totals)
         self.nr_conns += 1
 
         def serve() -> None:
@@ -246,6 +250,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def refuse(self, conn: Connection, error: RequestError) -> None:
         """Answer with an error, past those who wait for a handler thread."""
+        error.route = conn.parser.request.path
         conn.parser.error = error
         self._answer_at_once(conn)
 
@@ -287,7 +292,8 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer what went wrong outside the application in the one error shape, never HTML."""
         if not isinstance(exc, Moved):
-            send_error(client, exc)
+            route = req.path if req else getattr(exc, "route", "unreadable")
+            send_error(client, exc, lambda status: self.totals.request(route, status))
 
     # What the main loop does each turn.
 
@@ -394,6 +400,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 log_first_ready(self.settings)
         self.row.describe(phase=replica.phase)
         self.row.fraction = -1.0 if replica.fraction is None else replica.fraction
+        self.row.estimate_s = -1.0 if replica.estimate_s is None else replica.estimate_s
         if replica.engine is not None:
             self.row.slots = min(replica.engine.model.slots, self.settings.threads)
         self.admission.settle()

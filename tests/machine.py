@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
@@ -137,14 +138,16 @@ def fake_machine(
 
 
 def build_library() -> Path:
-    """The stub, compiled once for all tests, and again when its source is newer."""
-    folder = Path(tempfile.gettempdir()) / f"gpupool-nvml-stub-{os.getuid()}"
+    """The stub, compiled once for all tests. Each version of its source has a folder of its own,
+    so that two working copies do not replace each other's."""
+    version = sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"gpupool-nvml-stub-{os.getuid()}-{version}"
     folder.mkdir(mode=0o700, exist_ok=True)
     library = folder / "libnvidia-ml.so.1"
     with open(folder / "build.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists() or library.stat().st_mtime < SOURCE.stat().st_mtime:
-            # Built aside and moved: a process that runs may have the old one mapped.
+        if not library.exists():
+            # Built aside and moved, so that a killed compiler leaves no half of a library.
             new = folder / "new.so"
             flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
             soname = "-Wl,-soname,libnvidia-ml.so.1"

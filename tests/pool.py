@@ -123,8 +123,9 @@ class Pool:
         except psutil.NoSuchProcess:
             return []
 
-    def wait_ready(self, workers: int = 1, deadline_s: float = 120.0) -> Pool:
-        """Until so many workers are ready; fails at once if the master ends."""
+    def wait_ready(self, workers: int = 1, deadline_s: float = 120.0, **headers: str) -> Pool:
+        """Until so many workers are ready; fails at once if the master ends. A pool with keys
+        tells their number to those with one."""
 
         def ready() -> bool:
             if self.process.poll() is not None:
@@ -132,7 +133,7 @@ class Pool:
                     f"the pool ended with {self.process.returncode}:\n{self.log()}"
                 )
             try:
-                return int(self.get("/readyz")[1]["ready"]) >= workers
+                return int(self.get("/readyz", **headers)[1]["ready"]) >= workers
             except OSError:
                 return False
 

@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from gpupool.app import create_app
 from gpupool.engines.base import Engine, Report
 from gpupool.partition import Slice
+from gpupool.scoreboard import STALE_S, Scoreboard
 from gpupool.settings import Settings
 from tests.engines.scripted import ScriptedEngine
 
@@ -141,6 +142,33 @@ def test_before_the_load_infer_is_a_503_that_says_when_to_retry() -> None:
     assert client.get("/livez").status_code == 200
 
 
+def test_a_worker_whose_main_loop_is_silent_is_not_ready(client: FlaskClient) -> None:
+    scoreboard = client.application.extensions["gpupool.scoreboard"] = Scoreboard(1)
+    scoreboard.claim(0)
+    scoreboard[0].pid = 1
+    scoreboard[0].enter("ready")
+    assert client.get("/readyz").status_code == 200
+    scoreboard[0].heartbeat -= STALE_S
+    assert client.get("/readyz").status_code == 503
+
+
+def test_the_index_names_the_model_and_the_routes(client: FlaskClient) -> None:
+    body = client.get("/").json
+    assert body["model"] == "m"
+    assert body["routes"]["/infer"] == ["POST"]
+    assert body["routes"]["/metrics"] == ["GET"]
+
+
+def test_while_an_unknown_engine_loads_nobody_knows_what_it_can() -> None:
+    client = create_app(boot).test_client()
+    client.application.extensions["gpupool"].load(
+        SLICE, Settings(model_name="m", infer_type="own:Engine")
+    )
+    assert client.get("/pool").json["capabilities"]["seed"] is True
+    client.application.extensions["gpupool"].close()
+    assert client.get("/pool").json["capabilities"]["seed"] is None
+
+
 def test_a_library_error_is_a_500_without_its_text(client: FlaskClient) -> None:
     engine = client.application.extensions["gpupool"].engine
 
@@ -153,7 +181,7 @@ def test_a_library_error_is_a_500_without_its_text(client: FlaskClient) -> None:
     assert "secret" not in answer.text
 
 
-@pytest.mark.parametrize("path", ["/infer", "/pool", "/health", "/nowhere", "/v1/models"])
+@pytest.mark.parametrize("path", ["/infer", "/pool", "/metrics", "/", "/nowhere", "/v1/models"])
 def test_with_a_key_every_route_but_the_probes_needs_it(path: str) -> None:
     client = make_client(api_key=("right", "other"))
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
-CONTROL_PATHS = frozenset({"/livez", "/readyz", "/health", "/pool"})
+CONTROL_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/pool", "/"})
 """Answered at once, whatever the load. By these spellings only: the router knows others for the
 same route, and a generation must not get at the threads that are kept for these."""
 

@@ -1,17 +1,20 @@
-"""GET /livez, /readyz, /health and /pool: what the pool is at (worker process)."""
+"""GET /livez, /readyz and /health: whether to send requests here (worker process)."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify
 
-from gpupool import capabilities
-from gpupool.replica import RETRY_AFTER_S, Replica
-from gpupool.scoreboard import Row, Scoreboard
+from gpupool import load_times
+from gpupool.api.keys import has_key
+from gpupool.api.pool import describe_workers
+from gpupool.replica import Replica
+from gpupool.scoreboard import Scoreboard
 
 blueprint = Blueprint("health", __name__)
+
+SHOWN = ("slot", "state", "phase", "fraction", "for_s", "estimate_s")
 
 
 @blueprint.get("/livez")
@@ -23,69 +26,33 @@ def livez() -> Response:
 @blueprint.get("/readyz")
 @blueprint.get("/health", endpoint="health")
 def readyz() -> Response:
-    """200 when at least one worker of the pool can generate, else 503 with what each is at."""
-    workers = _workers()
-    num_ready = sum(worker["state"] == "ready" for worker in workers)
-    states = [
-        {key: worker[key] for key in ("slot", "state", "phase", "for_s")} for worker in workers
-    ]
-    response = jsonify(
-        status="ready" if num_ready else "not ready", ready=num_ready, workers=states
-    )
+    """200 when at least one worker of the pool can generate, else 503. What each worker is at is
+    for those with the key."""
+    num_ready = _num_ready()
+    workers = [{key: worker[key] for key in SHOWN} for worker in describe_workers()]
+    body: dict[str, Any] = {"status": "ready" if num_ready else "not ready"}
+    if has_key():
+        body |= {"ready": num_ready, "workers": workers}
+    response = jsonify(body)
     if not num_ready:
         response.status_code = 503
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        response.headers["Retry-After"] = str(_retry_after_s(workers))
     return response
 
 
-@blueprint.get("/pool")
-def pool() -> Response:
-    """Every worker, and what the engine can do."""
-    replica: Replica = current_app.extensions["gpupool"]
-    engine = replica.engine
-    able = engine.capabilities if engine is not None else frozenset()
-    return jsonify(
-        model=replica.settings.model_name,
-        infer_type=replica.settings.infer_type,
-        workers=_workers(),
-        capabilities={feature: feature in able for feature in capabilities.FEATURES},
-    )
-
-
-def _workers() -> list[dict[str, Any]]:
+def _num_ready() -> int:
     scoreboard: Scoreboard | None = current_app.extensions.get("gpupool.scoreboard")
-    if scoreboard is None:
-        return [_alone(current_app.extensions["gpupool"])]
-    shown = []
-    for slot in range(scoreboard.num_slots):
-        rows = [scoreboard[index] for index in scoreboard.rows_of(slot)]
-        shown += [row for row in rows if row.pid] or rows[:1]
-    return [_worker(row) for row in shown]
+    if scoreboard is not None:
+        return scoreboard.num_ready()
+    replica: Replica = current_app.extensions["gpupool"]
+    return int(replica.state == "ready")
 
 
-def _worker(row: Row) -> dict[str, Any]:
-    return {
-        "slot": row.slot,
-        "pid": row.pid,
-        "state": row.state,
-        "phase": row.phase,
-        "fraction": row.fraction if row.fraction >= 0 else None,
-        "for_s": round(time.monotonic() - row.since, 1),
-        "gpus": row.gpus,
-        "inflight": row.running + row.waiting,
-        "waiting": row.waiting,
-        "served": row.served,
-        "restarts": row.restarts,
-        "last_error": row.last_error,
-    }
-
-
-def _alone(replica: Replica) -> dict[str, Any]:
-    """The one worker of a host without a scoreboard."""
-    return {
-        "slot": replica.slot,
-        "state": replica.state,
-        "phase": replica.phase,
-        "fraction": replica.fraction,
-        "for_s": round(time.monotonic() - replica.since, 1),
-    }
+def _retry_after_s(workers: list[dict[str, Any]]) -> int:
+    """When the first of the loading workers should be ready."""
+    known = [
+        load_times.retry_after_s(worker["for_s"], worker["estimate_s"])
+        for worker in workers
+        if worker["state"] == "loading" and worker["estimate_s"] is not None
+    ]
+    return min(known, default=load_times.DEFAULT_RETRY_AFTER_S)

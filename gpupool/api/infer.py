@@ -8,10 +8,12 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify
 
+from gpupool.api.clock import whole_at
 from gpupool.api.json_body import read_object
 from gpupool.api.params import Ask, parse_params
 from gpupool.batch import Job, Result, run_here
 from gpupool.call import current_call
+from gpupool.clock import RequestClock
 from gpupool.engines.base import (
     Completion,
     Engine,
@@ -25,6 +27,7 @@ from gpupool.errors import BadRequest, RequestError, Unavailable, render_error
 from gpupool.fanout import Fanout
 from gpupool.nearest import nearest_hint
 from gpupool.replica import Replica
+from gpupool.totals import Totals
 
 blueprint = Blueprint("infer", __name__)
 
@@ -63,10 +66,18 @@ def infer() -> Response:
         )
     prompts = [_tokenize(engine, text, index, ask) for index, text in enumerate(texts)]
     items, jobs = _plan(prompts, ask, engine, detail)
-    results = _run(engine, jobs)
-    if detail:
-        return jsonify([_detail(item, results, ask) for item in items])
-    return jsonify([_plain(item, results, ask) for item in items])
+    totals: Totals = current_app.extensions["gpupool.totals"]
+    results = _run(engine, jobs, RequestClock(totals, whole_at()))
+    render = _detail if detail else _plain
+    answers = [render(item, results, ask) for item in items]
+    totals.tokens(prompt=sum(map(len, prompts)), generated=sum(map(_num_tokens, results)))
+    return jsonify(answers)
+
+
+def _num_tokens(result: Result) -> int:
+    if not isinstance(result.outcome, Finished):
+        return 0
+    return sum(len(completion.token_ids) for completion in result.outcome.completions)
 
 
 def _read_instances(body: dict[str, Any]) -> list[str]:
@@ -168,13 +179,14 @@ def _ready_engine() -> Engine:
         raise
 
 
-def _run(engine: Engine, jobs: list[Job]) -> list[Result]:
+def _run(engine: Engine, jobs: list[Job], clock: RequestClock) -> list[Result]:
     """On the whole pool, or on the one replica of a host without workers."""
     fanout: Fanout | None = current_app.extensions.get("gpupool.fanout")
     if fanout is not None:
-        return fanout.run(jobs, current_call())
+        return fanout.run(jobs, current_call(), clock)
     replica: Replica = current_app.extensions["gpupool"]
-    return [Result(outcome, replica.slot) for outcome in run_here(engine, jobs, current_call())]
+    outcomes = run_here(engine, jobs, current_call(), clock)
+    return [Result(outcome, replica.slot) for outcome in outcomes]
 
 
 def _completions(item: Item, results: list[Result], ask: Ask) -> list[tuple[Completion, Result]]:

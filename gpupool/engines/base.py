@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from gpupool.errors import RequestError
 
@@ -198,3 +198,12 @@ class Engine(Protocol):
     def die(self) -> None:
         """End now, child processes too, within 10 s; idempotent, from any thread, also while
         `load` runs. Requests in the engine end with Failed(EngineDead)."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What an engine may offer besides: metrics of its own for the pool's /metrics."""
+
+    def metrics_text(self) -> str:
+        """Prometheus' text format, this engine's process alone. Thread-safe, quick; called once
+        per scrape while the engine is loaded."""

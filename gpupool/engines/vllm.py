@@ -231,6 +231,12 @@ class VllmEngine:
             log.error("a request failed inside vLLM", exc_info=error)
         return Failed(known or sampling.unforeseen())
 
+    def metrics_text(self) -> str:
+        """vLLM keeps its metrics in the library's default registry."""
+        from prometheus_client import generate_latest
+
+        return generate_latest().decode()
+
     # Progress and death.
 
     def last_progress(self) -> float:

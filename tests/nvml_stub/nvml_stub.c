@@ -8,6 +8,7 @@
  *   init_error CODE                    what nvmlInit returns
  *   gpu INDEX uuid= name="..." total= used= pci= numa= cpus=HEX mig=0|1 lost=0|1
  *             ecc= remap_pending= remap_failed= retired_pending= compute_mode=
+ *             utilization= temperature= milliwatts=   (not supported where unnamed)
  *   process INDEX pid= bytes=
  *   mig INDEX SLOT uuid= total= used=
  *   nvlink A B COUNT                   direct links; through a switch: COUNT 0
@@ -24,6 +25,7 @@
 #include <unistd.h>
 
 enum { MAX_GPUS = 64, MAX_PROCESSES = 32, MAX_MIG = 7, MAX_LINKS = 18, TEXT = 96 };
+enum { UNNAMED = 1 << 30 };
 
 typedef enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4,
@@ -38,6 +40,7 @@ typedef struct { char uuid[TEXT]; u64 total, used; } Mig;
 typedef struct {
     int present, mig_mode, lost, numa, num_processes, num_migs;
     int remap_pending, remap_failed, retired_pending, compute_mode;
+    int utilization, temperature, milliwatts;
     char uuid[TEXT], name[TEXT], pci[TEXT];
     u64 total, used, ecc, cpus;
     Process processes[MAX_PROCESSES];
@@ -112,6 +115,9 @@ static void read_gpu(const char *line, int index) {
     gpu->remap_failed = (int)number(line, "remap_failed", 0);
     gpu->retired_pending = (int)number(line, "retired_pending", 0);
     gpu->compute_mode = (int)number(line, "compute_mode", 0);
+    gpu->utilization = (int)number(line, "utilization", UNNAMED);
+    gpu->temperature = (int)number(line, "temperature", UNNAMED);
+    gpu->milliwatts = (int)number(line, "milliwatts", UNNAMED);
     if (index >= machine.num_gpus) machine.num_gpus = index + 1;
 }
 
@@ -466,6 +472,24 @@ Result nvmlEventSetWait_v2(void *set, Event *out, unsigned timeout_ms) {
     }
 }
 
+/* ---- how busy, hot and hungry; for whole GPUs only, as in the real library ---- */
+
+static Result give(unsigned *out, int value, const Mig *mig) {
+    if (mig || value == UNNAMED) return NOT_SUPPORTED;
+    *out = (unsigned)value;
+    return SUCCESS;
+}
+Result nvmlDeviceGetUtilizationRates(void *handle, unsigned *out) {
+    DEVICE(handle, out[1] = 0; result = give(out, gpu->utilization, mig););
+}
+Result nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *out) {
+    (void)sensor;
+    DEVICE(handle, result = give(out, gpu->temperature, mig););
+}
+Result nvmlDeviceGetPowerUsage(void *handle, unsigned *out) {
+    DEVICE(handle, result = give(out, gpu->milliwatts, mig););
+}
+
 /* ---- asked by other programs that run in the tests (Ray) ---- */
 
 Result nvmlDeviceGetIndex(void *handle, unsigned *out) {
@@ -476,7 +500,4 @@ Result nvmlDeviceGetMinorNumber(void *handle, unsigned *out) {
 }
 Result nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) {
     DEVICE(handle, *major = 9; *minor = 0;);
-}
-Result nvmlDeviceGetUtilizationRates(void *handle, unsigned *out) {
-    DEVICE(handle, out[0] = out[1] = 0;);
 }

@@ -14,6 +14,7 @@ import pytest
 
 from gpupool.capabilities import ENGINES, FEATURES
 from tests.pool import Pool, wait_until
+from tests.scrape import scrape, total
 from tests.server.engines import NAMES, engine_pool
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(300)]
@@ -200,6 +201,29 @@ def test_the_capability_table_is_true(pool: Pool, engine: str, feature: str) -> 
     able = feature in ENGINES[engine]
     assert pool.get("/pool")[1]["capabilities"][feature] is able
     assert status == (200 if able else 400), answer
+
+
+def test_the_metrics_count_what_the_client_was_given(engine: str, pool: Pool) -> None:
+    before = scrape(pool)
+    body = {"instances": [CAPITAL, "Hello"], "params": GREEDY | {"n": 2}, "detail": True}
+    answers = pool.post("/infer", body)[1]
+    after = scrape(pool)
+    grown = {
+        name: total(after, f"gpupool_{name}_tokens_total")
+        - total(before, f"gpupool_{name}_tokens_total")
+        for name in ("prompt", "generated")
+    }
+    assert grown == {
+        "prompt": sum(completions[0]["prompt_tokens"] for completions in answers),
+        "generated": sum(one["completion_tokens"] for item in answers for one in item),
+    }
+    first_tokens = "gpupool_time_to_first_token_seconds_count"
+    assert total(after, first_tokens) - total(before, first_tokens) == 1
+    own = "vllm:generation_tokens_total"
+    expected = total(before, own, worker="0") + grown["generated"] * (engine == "vllm")
+    wait_until(
+        lambda: total(scrape(pool), own, worker="0") == expected, 5, "the engine's own metrics"
+    )
 
 
 BAD: dict[str, Any] = {

@@ -123,7 +123,7 @@ def test_every_spelling_starts_the_pool(flags: list[str], tmp_path: Path) -> Non
 def test_a_repeated_api_key_is_a_list_of_keys(tmp_path: Path) -> None:
     flags = ("--model_name", "M", "--infer_type", SCRIPTED, "--api_key", "one", "--api-key", "two")
     with Pool(tmp_path, *flags) as pool:
-        pool.wait_ready()
+        pool.wait_ready(Authorization="Bearer two")
         body = {"instances": "ab", "params": {"max_tokens": 2}}
         assert pool.post("/infer", body)[0] == 401
         for key in ("one", "two"):

@@ -1,0 +1,106 @@
+"""GET /pool and GET /: the workers, the engine and the routes (worker process)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flask import Blueprint, Response, current_app, jsonify
+
+from gpupool import __version__, capabilities
+from gpupool.replica import Replica
+from gpupool.scoreboard import Scoreboard
+from gpupool.totals import served
+
+blueprint = Blueprint("pool", __name__)
+
+UNKNOWN: dict[str, Any] = dict.fromkeys(
+    ("pid", "slots", "running", "waiting", "inflight", "served", "restarts", "memory_bytes")
+)
+
+
+@blueprint.get("/")
+def index() -> Response:
+    """What is served here, and where."""
+    replica: Replica = current_app.extensions["gpupool"]
+    routes = {
+        str(rule): sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+        for rule in current_app.url_map.iter_rules()
+    }
+    return jsonify(
+        name="gpupool",
+        version=__version__,
+        model=replica.settings.model_name,
+        infer_type=replica.settings.infer_type,
+        routes=routes,
+    )
+
+
+@blueprint.get("/pool")
+def pool() -> Response:
+    """Every worker, and what the engine can do."""
+    replica: Replica = current_app.extensions["gpupool"]
+    return jsonify(
+        model=replica.settings.model_name,
+        infer_type=replica.settings.infer_type,
+        workers=describe_workers(),
+        capabilities=_capabilities(replica),
+    )
+
+
+def _capabilities(replica: Replica) -> dict[str, bool | None]:
+    """The engine's column of the capability table; null while an engine that is not in it has
+    not been loaded."""
+    able = capabilities.ENGINES.get(replica.settings.infer_type)
+    if replica.engine is not None:
+        able = replica.engine.capabilities
+    return {feature: None if able is None else feature in able for feature in capabilities.FEATURES}
+
+
+def describe_workers() -> list[dict[str, Any]]:
+    """What each worker is at, by slot; two for a slot whose worker is being replaced. Numbers
+    that nobody knows are null."""
+    scoreboard: Scoreboard | None = current_app.extensions.get("gpupool.scoreboard")
+    if scoreboard is None:
+        return [_describe_alone(current_app.extensions["gpupool"])]
+    shown = map(scoreboard.shown_rows, range(scoreboard.num_slots))
+    return [_describe(scoreboard, rows, index) for rows in shown for index in rows]
+
+
+def _describe(scoreboard: Scoreboard, shown: list[int], index: int) -> dict[str, Any]:
+    row = scoreboard[index]
+    # What ended with the slot's earlier workers counts for the one that is left.
+    rows = scoreboard.rows_of(row.slot) if len(shown) == 1 else (index,)
+    loaded = row.state in ("ready", "draining")
+    return {
+        "slot": row.slot,
+        "pid": row.pid or None,
+        "state": row.state,
+        "phase": row.phase,
+        "fraction": row.fraction if row.fraction >= 0 else None,
+        "for_s": round(time.monotonic() - row.since, 1),
+        "estimate_s": row.estimate_s if row.estimate_s >= 0 else None,
+        "gpus": row.gpus,
+        "slots": row.slots if loaded and row.slots else None,
+        "running": row.running,
+        "waiting": row.waiting,
+        "inflight": row.running + row.waiting,
+        "served": served(scoreboard.totals[i] for i in rows),
+        "restarts": sum(scoreboard[i].restarts for i in rows),
+        "last_error": row.last_error,
+        "memory_bytes": scoreboard.vitals.read(index).memory_bytes,
+    }
+
+
+def _describe_alone(replica: Replica) -> dict[str, Any]:
+    """The one worker of a host without a scoreboard."""
+    return UNKNOWN | {
+        "slot": replica.slot,
+        "state": replica.state,
+        "phase": replica.phase,
+        "fraction": replica.fraction,
+        "for_s": round(time.monotonic() - replica.since, 1),
+        "estimate_s": replica.estimate_s,
+        "gpus": [gpu.uuid for gpu in replica.gpus],
+        "last_error": "" if replica.error is None else str(replica.error),
+    }
