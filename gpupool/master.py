@@ -11,6 +11,7 @@ from typing import Protocol
 from gunicorn.arbiter import Arbiter
 
 from dispatcher import GPUDispatcher
+from gpupool.notify import Notifier
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
 
@@ -31,6 +32,7 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
     settings: Settings
     dispatcher: GPUDispatcher
     scoreboard: Scoreboard
+    notifier: Notifier
     attendants: tuple[Attendant, ...]
 
     def manage_workers(self) -> None:
@@ -54,4 +56,5 @@ def adopt(
     arbiter.settings = settings
     arbiter.dispatcher = dispatcher
     arbiter.scoreboard = scoreboard
-    arbiter.attendants = ()
+    arbiter.notifier = Notifier.from_environment(settings, scoreboard)
+    arbiter.attendants = (arbiter.notifier,)
