@@ -11,6 +11,7 @@ from typing import Protocol
 from gunicorn.arbiter import Arbiter
 
 from dispatcher import GPUDispatcher
+from gpupool.gpu_guard import GpuGuard
 from gpupool.notify import Notifier
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
@@ -57,4 +58,5 @@ def adopt(
     arbiter.dispatcher = dispatcher
     arbiter.scoreboard = scoreboard
     arbiter.notifier = Notifier.from_environment(settings, scoreboard)
-    arbiter.attendants = (arbiter.notifier,)
+    guard = GpuGuard(dispatcher, scoreboard, arbiter.kill_worker, settings.graceful_timeout_s)
+    arbiter.attendants = (arbiter.notifier, guard)

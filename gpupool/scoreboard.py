@@ -46,7 +46,7 @@ class Row(ctypes.Structure):
         ("since", ctypes.c_double),  # when the state began
         ("fraction", ctypes.c_double),  # of the phase, negative where unknown
         ("_phase", ctypes.c_char * 256),
-        ("_gpus", ctypes.c_char * 512),
+        ("_gpus", ctypes.c_char * 1024),
         ("_last_error", ctypes.c_char * 512),
     )
 
@@ -93,7 +93,7 @@ class Row(ctypes.Structure):
         if phase is not None:
             self._phase = _cut(phase, 256)
         if gpus is not None:
-            self._gpus = _cut(" ".join(gpus), 512)
+            self._gpus = _cut(" ".join(gpus), 1024)
         if last_error is not None:
             self._last_error = _cut(last_error, 512)
 

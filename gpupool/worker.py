@@ -158,7 +158,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def admit(self, conn: Connection) -> None:
         """Decide what happens to a whole request: run now, or wait for the model."""
         request = conn.parser.request
-        is_loading = self.replica.state in ("starting", "waiting", "loading")
+        is_loading = self.replica.state in ("starting", "waiting", "loading", "quarantined")
         if request is None or request.path in CONTROL_PATHS:
             conn.limit_send(CONTROL_SEND_TIMEOUT_S)
             self._submit(self.control_pool, conn)
@@ -252,7 +252,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 log_first_ready(self.settings)
         self.row.describe(phase=replica.phase)
         self.row.fraction = -1.0 if replica.fraction is None else replica.fraction
-        if replica.state not in ("starting", "waiting", "loading"):
+        if replica.state not in ("starting", "waiting", "loading", "quarantined"):
             self._leave_room()
 
     def _leave_room(self) -> None:

@@ -44,7 +44,11 @@ class NotifySocket:
 
     def has(self, name: str, value: str) -> bool:
         """Whether some message said so."""
-        return any(message.get(name) == value for message in self.listen())
+        return self.count(name, value) > 0
+
+    def count(self, name: str, value: str) -> int:
+        """How many did."""
+        return sum(message.get(name) == value for message in self.listen())
 
     def last(self, name: str) -> str:
         """The newest value."""
