@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 RESTART_AFTER_S = (1, 5, 30, 120)
 SETTLED_S = 60  # a watch that lived this long starts again without delay growing
-TEARDOWN_S = 30  # what an engine may take to end after the requests' grace period
 
 
 class GpuGuard:
     """One of the master's attendants. What it writes to the dispatcher all workers see.
 
     A quarantine ends with the pool, not with a reload: a GPU that failed once is for a person
-    to look at.
+    to look at. `signal_worker` takes a pid and a signal; a worker that was told to leave has
+    `patience_s` to do so.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class GpuGuard:
         dispatcher: GPUDispatcher,
         scoreboard: Scoreboard,
         signal_worker: Callable[[int, int], None],
-        grace_s: float,
+        patience_s: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._scoreboard = scoreboard
         self._signal_worker = signal_worker
-        self._grace_s = grace_s
+        self._patience_s = patience_s
         # A MIG device falls ill with its whole GPU.
         self._index_of = {gpu.parent_uuid or gpu.uuid: gpu.index for gpu in dispatcher.gpus}
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,11 +132,11 @@ class GpuGuard:
         for pid, slot in users.items():
             if pid not in self._leaving:
                 log.warning("worker %d drains, its GPU is quarantined pid=%d", slot, pid)
-                self._leaving[pid] = now + self._grace_s + TEARDOWN_S
+                self._leaving[pid] = now + self._patience_s
                 self._signal_worker(pid, signal.SIGTERM)
             elif now >= self._leaving[pid]:
                 log.error("worker %d is killed, it did not end in time pid=%d", slot, pid)
-                self._leaving[pid] = now + TEARDOWN_S
+                self._leaving[pid] = now + self._patience_s
                 self._signal_worker(pid, signal.SIGKILL)
         self._leaving = {pid: end for pid, end in self._leaving.items() if pid in users}
 

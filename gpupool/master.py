@@ -12,7 +12,7 @@ from gunicorn.arbiter import Arbiter
 
 from dispatcher import GPUDispatcher
 from gpupool.gpu_guard import GpuGuard
-from gpupool.notify import Notifier
+from gpupool.notify import TEARDOWN_S, Notifier
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
 
@@ -58,5 +58,10 @@ def adopt(
     arbiter.dispatcher = dispatcher
     arbiter.scoreboard = scoreboard
     arbiter.notifier = Notifier.from_environment(settings, scoreboard)
-    guard = GpuGuard(dispatcher, scoreboard, arbiter.kill_worker, settings.graceful_timeout_s)
+    guard = GpuGuard(
+        dispatcher,
+        scoreboard,
+        arbiter.kill_worker,
+        patience_s=settings.graceful_timeout_s + TEARDOWN_S,
+    )
     arbiter.attendants = (arbiter.notifier, guard)
