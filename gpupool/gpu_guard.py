@@ -109,8 +109,12 @@ class GpuGuard:
         """One line of the watch's."""
         if "note" in message:
             log.info("GPU watch: %s", message["note"])
-            return
-        uuid, reason = message["uuid"], message["reason"]
+        elif "warning" in message:
+            log.warning("GPU watch: %s", message["warning"])
+        else:
+            self._quarantine(message["uuid"], message["reason"])
+
+    def _quarantine(self, uuid: str, reason: str) -> None:
         if uuid not in self._quarantined:  # a watch that was started again tells it again
             self._quarantined.add(uuid)
             self._dispatcher.quarantine(uuid, reason)

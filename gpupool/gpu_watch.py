@@ -2,7 +2,8 @@
 
 A process of its own, run by the master as `python -m gpupool.gpu_watch MASTER_PID UUID...`: NVML
 stays open here for as long as the pool runs, which it must not in a process that forks workers.
-One JSON object a line on standard output: {"uuid", "reason"} for a fault, {"note"} for the log.
+One JSON object a line on standard output: {"uuid", "reason"} for a fault, {"note"} and {"warning"}
+for the log.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class Watch:
         import pynvml
 
         # After a fatal Xid the driver may not even know the name of the GPU any more.
-        uuid = nvml.ask_uuid(event.device) or self._uuid_of_handle.get(_address(event.device), "")
+        uuid = nvml.ask_uuid(event.device) or ""
+        uuid = uuid if uuid in self._uuids else self._uuid_of_handle.get(_address(event.device), "")
         reason = "double-bit ECC error"
         if event.eventType == pynvml.nvmlEventTypeXidCriticalError:
             code = int(event.eventData)
@@ -116,7 +118,7 @@ class Watch:
         if uuid:
             self._tell(uuid, reason)
         else:
-            self._note(f"{reason} of a GPU that the driver cannot name; all are asked")
+            self._warn(f"{reason} of a GPU that the driver cannot name; all are asked")
 
     def _poll(self) -> None:
         """Ask every GPU that is not known to be at fault."""
@@ -129,7 +131,7 @@ class Watch:
                 # No reason to take a GPU away: the driver may be at fault, or be replaced.
                 if self._unclear.get(uuid) != str(error):
                     self._unclear[uuid] = str(error)
-                    self._note(f"GPU {uuid} cannot be asked: NVML says {str(error)!r}")
+                    self._warn(f"GPU {uuid} cannot be asked: NVML says {str(error)!r}")
                 continue
             self._unclear.pop(uuid, None)
             if fault is not None:
@@ -142,6 +144,9 @@ class Watch:
 
     def _note(self, text: str) -> None:
         self._say({"note": text})
+
+    def _warn(self, text: str) -> None:
+        self._say({"warning": text})
 
 
 def _address(handle: Any) -> int:
@@ -170,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
         while True:
             watch.follow()
     except ConfigError as error:
-        say({"note": str(error)})
+        say({"warning": str(error)})
         return 1
 
 

@@ -20,6 +20,7 @@ from tests.machine import DOUBLE_BIT_ECC_EVENT, Machine, fake_machine, uuid_of
 from tests.pool import ROOT, is_alive, wait_until
 
 GPU_UNKNOWN_TO_THE_WATCH = 2
+NVML_ERROR_UNKNOWN = 999
 
 
 class Watch:
@@ -143,11 +144,21 @@ def test_gpus_without_driver_events_are_asked(tmp_path: Path) -> None:
             assert watch.hear()["uuid"] == uuid_of(1)
 
 
+def test_an_answer_that_says_nothing_takes_no_gpu_away(machine: Machine) -> None:
+    """The driver may be at fault for all GPUs at once, and the models go on running."""
+    with Watch(machine) as watch:
+        machine.set_gpu(0, error=NVML_ERROR_UNKNOWN)
+        assert "'Unknown Error'" in watch.hear()["warning"]
+        machine.set_gpu(0, error=0)
+        machine.xid(1, 79)
+        assert watch.hear()["uuid"] == uuid_of(1)
+
+
 def test_a_driver_that_fails_says_why_and_ends_the_watch(machine: Machine) -> None:
     machine.init_error(18)
     watch = Watch(machine)
     with closing(watch):
-        assert "the NVIDIA driver does not answer" in watch.hear()["note"]
+        assert "the NVIDIA driver does not answer" in watch.hear()["warning"]
         assert watch.process.wait(10) == 1
 
 

@@ -8,6 +8,7 @@
  *   init_error CODE                    what nvmlInit returns
  *   gpu INDEX uuid= name="..." total= used= pci= numa= cpus=HEX mig=0|1 lost=0|1
  *             ecc= remap_pending= remap_failed= retired_pending= compute_mode= no_events=0|1
+ *             error=CODE (what every call about this GPU returns)
  *   process INDEX pid= bytes=
  *   mig INDEX SLOT uuid= total= used=
  *   nvlink A B COUNT                   direct links; through a switch: COUNT 0
@@ -39,7 +40,7 @@ typedef struct { unsigned pid; u64 bytes; } Process;
 typedef struct { char uuid[TEXT]; u64 total, used; } Mig;
 typedef struct {
     int present, mig_mode, lost, numa, num_processes, num_migs;
-    int remap_pending, remap_failed, retired_pending, compute_mode, no_events;
+    int remap_pending, remap_failed, retired_pending, compute_mode, no_events, error;
     char uuid[TEXT], name[TEXT], pci[TEXT];
     u64 total, used, ecc, cpus;
     Process processes[MAX_PROCESSES];
@@ -117,6 +118,7 @@ static void read_gpu(const char *line, int index) {
     gpu->retired_pending = (int)number(line, "retired_pending", 0);
     gpu->compute_mode = (int)number(line, "compute_mode", 0);
     gpu->no_events = (int)number(line, "no_events", 0);
+    gpu->error = (int)number(line, "error", 0);
     if (index >= machine.num_gpus) machine.num_gpus = index + 1;
 }
 
@@ -198,6 +200,10 @@ static char places[MAX_GPUS * (MAX_MIG + 1)];
 
 static void *handle_of(int gpu, int slot) { return &places[gpu * (MAX_MIG + 1) + slot + 1]; }
 
+static Result answer_of(const Gpu *gpu) {
+    return gpu->lost ? GPU_IS_LOST : (Result)gpu->error;
+}
+
 /* The GPU behind a handle, and its MIG device or NULL. */
 static Result resolve(void *handle, Gpu **gpu, Mig **mig) {
     long place = (char *)handle - places;
@@ -207,7 +213,7 @@ static Result resolve(void *handle, Gpu **gpu, Mig **mig) {
     *gpu = &machine.gpus[place / (MAX_MIG + 1)];
     *mig = slot < 0 ? NULL : &(*gpu)->migs[slot];
     if (!(*gpu)->present) return INVALID_ARGUMENT;
-    return (*gpu)->lost ? GPU_IS_LOST : SUCCESS;
+    return answer_of(*gpu);
 }
 
 static int index_of(const Gpu *gpu) { return (int)(gpu - machine.gpus); }
@@ -275,8 +281,8 @@ Result nvmlDeviceGetCount_v2(unsigned *out) { SYSTEM(*out = (unsigned)machine.nu
 Result nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
     SYSTEM(
         if (index >= MAX_GPUS || !machine.gpus[index].present) result = INVALID_ARGUMENT;
-        else if (machine.gpus[index].lost) result = GPU_IS_LOST;
-        else *out = handle_of((int)index, -1);
+        else if ((result = answer_of(&machine.gpus[index])) == SUCCESS)
+            *out = handle_of((int)index, -1);
     );
 }
 
@@ -285,12 +291,12 @@ static Result find_uuid(const char *uuid, void **out) {
         Gpu *gpu = &machine.gpus[i];
         if (!strcmp(uuid, gpu->uuid)) {
             *out = handle_of(i, -1);
-            return gpu->lost ? GPU_IS_LOST : SUCCESS;
+            return answer_of(gpu);
         }
         for (int slot = 0; slot < gpu->num_migs; slot++)
             if (!strcmp(uuid, gpu->migs[slot].uuid)) {
                 *out = handle_of(i, slot);
-                return gpu->lost ? GPU_IS_LOST : SUCCESS;
+                return answer_of(gpu);
             }
     }
     return NOT_FOUND;

@@ -205,6 +205,7 @@ def test_the_watch_inherits_nothing_of_the_pool(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_gpus_has_no_watch(tmp_path: Path) -> None:
-    with Pool(tmp_path, *SCRIPTED) as pool:
+    with Pool(tmp_path, *SCRIPTED, "--", "--load-s", "1") as pool:
         pool.wait_ready()
         assert watches(pool) == []
+        assert "GPU watch" not in pool.log()
