@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpupool import lockdir, machine, note, occupancy, procfs, remains
@@ -42,7 +42,8 @@ class Grant:
     """The answer to one try: a lease, or the reason why there is none."""
 
     lease: Lease | None
-    reason: str = ""
+    reason: str = ""  # with a lease: why it is not on the slot's own slice
+    is_quarantined: bool = False  # the slice's GPUs are, and no others are free
 
 
 class GPUDispatcher:
@@ -96,6 +97,11 @@ class GPUDispatcher:
                 return self._holdings.quarantine_reason(position)
         return None
 
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """All GPUs that a worker of this pool may get, the spare ones too."""
+        return self._gpus
+
     def holder(self, uuid: str) -> Note | None:
         """The note of the process that holds a GPU, of whatever pool; None where none is known."""
         notes = note.read_notes(self.plan.lock_dir, uuid) if self.plan.lock_dir else []
@@ -110,12 +116,14 @@ class GPUDispatcher:
         locks, chosen = self._lock_substitutes(home, self.plan.lock_dir)
         if not chosen:
             return grant
-        return self._grant(Slice(home.slot, chosen, near_cpus(chosen)), locks)
+        found = self._grant(Slice(home.slot, chosen, near_cpus(chosen)), locks)
+        return replace(found, reason=grant.reason) if found.lease else found
 
     def _try_home(self, home: Slice, lock_dir: Path) -> Grant:
         for gpu in home.gpus:
             if (reason := self.quarantine_reason(gpu.uuid)) is not None:
-                return Grant(None, f"GPU {gpu.index} ({gpu.uuid}) is quarantined: {reason}")
+                told = f"GPU {gpu.index} ({gpu.uuid}) is quarantined: {reason}"
+                return Grant(None, told, is_quarantined=True)
         try:
             with lockdir.allocator(lock_dir):
                 locks = lockdir.try_lock(lockdir.lock_modes(lock_dir, home.gpus))

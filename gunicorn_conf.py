@@ -13,7 +13,6 @@ from typing import Any as _Any
 
 _sys.path.insert(0, _os.path.dirname(_os.path.abspath(__file__)))
 
-from dispatcher import GPUDispatcher as _GPUDispatcher
 from gpupool import hooks as _hooks
 from gpupool import logs as _logs
 from gpupool import master as _master
@@ -25,7 +24,7 @@ from gpupool.settings import read_settings as _read_settings
 _preflight.refuse_or_return()
 
 _settings = _read_settings()
-_dispatcher = _GPUDispatcher.for_settings(_settings)
+_dispatcher = _hooks.shared_dispatcher()
 if not _settings.infer_type:
     _os.environ["INFER_TYPE"] = _preflight.default_infer_type(_dispatcher)
     _settings = _read_settings()

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-ON_ITS_WAY = ("starting", "waiting", "loading")
+ON_ITS_WAY = ("starting", "waiting", "loading", "quarantined")
 SHORT_RUN_S = 0.005
 """Handing a request over costs about a millisecond. Where requests take less than some of these
 on average, moving one to an idler worker gains nothing."""

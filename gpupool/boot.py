@@ -73,6 +73,9 @@ class Boot:
         self._guardian.hold(grant.lease.fds)
         grant.lease.bind()
         self._row.describe(gpus=tuple(gpu.uuid for gpu in grant.lease.slice.gpus))
+        if grant.reason:
+            log.warning("worker %d runs on other GPUs than planned: %s", self._slot, grant.reason)
+            self._row.describe(last_error=grant.reason)
 
     def _run(self) -> None:
         try:
@@ -93,7 +96,8 @@ class Boot:
                 grant = self._dispatcher.acquire(self._slot)
                 self._hold(grant)
                 if self._lease is None:
-                    self._report_waiting(grant.reason)
+                    state = "quarantined" if grant.is_quarantined else "waiting"
+                    self._report_waiting(grant.reason, state)
             if self._lease is not None:
                 try:
                     self._lease.await_free(MEMORY_FREE_TIMEOUT_S)
@@ -110,10 +114,10 @@ class Boot:
         self._guardian.hold(())
         self._row.describe(gpus=())
 
-    def _report_waiting(self, reason: str) -> None:
-        if (self._replica.state, self._replica.phase) != ("waiting", reason):
+    def _report_waiting(self, reason: str, state: str = "waiting") -> None:
+        if (self._replica.state, self._replica.phase) != (state, reason):
             log.warning("worker %d waits for its GPUs: %s", self._slot, reason)
-            self._replica.enter("waiting", reason)
+            self._replica.enter(state, reason)
 
     def _back_off(self, error: BaseException) -> None:
         """Publish the failure and wait; the slice keeps its count over its workers' lives."""

@@ -13,7 +13,7 @@ from functools import cache
 from dispatcher import GPUDispatcher
 from gpupool.mailbox import Mailboxes
 from gpupool.scoreboard import Scoreboard
-from gpupool.settings import Settings
+from gpupool.settings import Settings, read_settings
 from gpupool.worker import PoolWorker
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,13 @@ def announce(settings: Settings, dispatcher: GPUDispatcher) -> None:
         log.info("no GPU here (no NVIDIA driver library): the model runs on CPU cores")
     for gpu in dispatcher.spares:
         log.info("spare: GPU %d %s (not enough for another worker)", gpu.index, gpu.uuid)
+
+
+@cache
+def shared_dispatcher() -> GPUDispatcher:
+    """The pool's dispatcher: a reload runs the configuration again, but keeps the slices, who
+    holds them, and what is quarantined."""
+    return GPUDispatcher.for_settings(read_settings())
 
 
 @cache

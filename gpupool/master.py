@@ -11,6 +11,8 @@ from typing import Protocol
 from gunicorn.arbiter import Arbiter
 
 from dispatcher import GPUDispatcher
+from gpupool.gpu_guard import GpuGuard
+from gpupool.notify import TEARDOWN_S, Notifier
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
 
@@ -31,6 +33,7 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
     settings: Settings
     dispatcher: GPUDispatcher
     scoreboard: Scoreboard
+    notifier: Notifier
     attendants: tuple[Attendant, ...]
 
     def manage_workers(self) -> None:
@@ -54,4 +57,11 @@ def adopt(
     arbiter.settings = settings
     arbiter.dispatcher = dispatcher
     arbiter.scoreboard = scoreboard
-    arbiter.attendants = ()
+    arbiter.notifier = Notifier.from_environment(settings, scoreboard)
+    guard = GpuGuard(
+        dispatcher,
+        scoreboard,
+        arbiter.kill_worker,
+        patience_s=settings.graceful_timeout_s + TEARDOWN_S,
+    )
+    arbiter.attendants = (arbiter.notifier, guard)

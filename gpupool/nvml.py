@@ -133,6 +133,35 @@ def read_use(gpu: Gpu) -> GpuUse:
     )
 
 
+def fault_of(uuid: str) -> str | None:
+    """Why a whole GPU must not be used any more, or None. An answer that says neither is an
+    NVMLError."""
+    import pynvml
+
+    try:
+        return _health(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    except LostGpu as error:
+        return str(error)
+    except pynvml.NVMLError as error:
+        if error.value in (
+            pynvml.NVML_ERROR_GPU_IS_LOST,
+            pynvml.NVML_ERROR_NOT_FOUND,
+            pynvml.NVML_ERROR_RESET_REQUIRED,
+        ):
+            return _fault_text(error)
+        raise
+
+
+def ask_uuid(handle: Any) -> str | None:
+    """The UUID behind a handle, None if the driver does not know it any more."""
+    import pynvml
+
+    try:
+        return str(pynvml.nvmlDeviceGetUUID(handle))
+    except pynvml.NVMLError:
+        return None
+
+
 def with_fault(gpu: Gpu, fault: str) -> Gpu:
     """The GPU marked as not to be used."""
     return replace(gpu, fault=fault)

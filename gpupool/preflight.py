@@ -46,6 +46,7 @@ def check(settings: Settings) -> None:
             "or a Hugging Face id"
         )
     dispatcher = GPUDispatcher.for_settings(settings)
+    _check_quorum(settings, len(dispatcher.slices))
     _check_port(settings)
     infer_type = settings.infer_type or default_infer_type(dispatcher)
     import_engine(infer_type).check(settings, settings.per_proc_gpus)
@@ -54,6 +55,14 @@ def check(settings: Settings) -> None:
 def default_infer_type(dispatcher: GPUDispatcher) -> str:
     """vLLM where GPUs are, else llama.cpp."""
     return "vllm" if dispatcher.slices[0].gpus else "llama_cpp"
+
+
+def _check_quorum(settings: Settings, num_workers: int) -> None:
+    if settings.ready_quorum > num_workers:
+        raise ConfigError(
+            f"--ready_quorum (GPUPOOL_READY_QUORUM) is {settings.ready_quorum}, but there will be "
+            f"{num_workers} worker(s), so the service would never be ready; use at most that"
+        )
 
 
 def _check_port(settings: Settings) -> None:

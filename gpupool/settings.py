@@ -77,6 +77,11 @@ class Settings(BaseSettings):
         ge=1,
         description="workers to start; default: one per slice, one on a machine without GPUs",
     )
+    ready_quorum: int = Field(
+        default=1,
+        ge=1,
+        description="ready workers that make the service started for systemd",
+    )
     api_key: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="key that clients must send (Authorization: Bearer KEY); repeatable; no commas",

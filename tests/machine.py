@@ -18,6 +18,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
 STATE_VARIABLE = "NVML_STUB_FILE"
+DOUBLE_BIT_ECC_EVENT = 2
+XID_EVENT = 8
 
 
 def uuid_of(index: int) -> str:
@@ -41,6 +43,7 @@ class Machine:
         self._gpus: dict[int, dict[str, object]] = {}
         self._lines: dict[str, str] = {}
         self._processes: dict[int, dict[int, int]] = {}
+        self._events: list[str] = []
 
     def env(self, **more: str) -> dict[str, str]:
         """Variables for a process that is to see this machine, and leases of its own."""
@@ -89,8 +92,13 @@ class Machine:
         self.set_line(f"mig {index} {slot}", _render(fields))
 
     def xid(self, index: int, code: int) -> None:
-        """Let the driver report an Xid of a GPU, once."""
-        self.set_line(f"xid {index}", str(code))
+        """Let the driver report an Xid of a GPU, once to everybody who listens now."""
+        self.event(index, XID_EVENT, code)
+
+    def event(self, index: int, kind: int, data: int = 0) -> None:
+        """Any event of NVML's."""
+        self._events.append(f"event {len(self._events) + 1} {index} {kind} {data}")
+        self.write()
 
     def init_error(self, code: int) -> None:
         """Let nvmlInit fail with this code; 0 heals it."""
@@ -107,6 +115,7 @@ class Machine:
         lines += [f"gpu {index} {_render(fields)}" for index, fields in self._gpus.items()]
         for index, processes in self._processes.items():
             lines += [f"process {index} pid={p} bytes={b}" for p, b in processes.items()]
+        lines += self._events
         new = self.state_file.with_suffix(".new")
         new.write_text("\n".join(lines) + "\n")
         new.replace(self.state_file)

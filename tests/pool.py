@@ -16,6 +16,13 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VENV_BIN = ROOT / ".venv" / "bin"
+# A killed test run must not leave a pool behind.
+AT_OUR_END = ("setpriv", "--pdeathsig", "TERM", "bash")
+# Passes a listening socket as systemd does: as descriptor 3, with the pid of what is executed.
+ACTIVATE = """
+(($0 == 3)) || exec 3<&"$0"-
+LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"
+"""
 
 
 def free_port() -> int:
@@ -66,9 +73,11 @@ class Pool:
         *flags: str,
         env: dict[str, str] | None = None,
         limit_files: int | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
         self._limit = [] if limit_files is None else ["prlimit", f"--nofile={limit_files}"]
-        self.port = free_port()
+        self._passed = listener
+        self.port = listener.getsockname()[1] if listener else free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = tmp_path / f"pool-{self.port}.log"
         self._flags = [*flags[: _before_engine(flags)], "--port", str(self.port)]
@@ -79,11 +88,12 @@ class Pool:
 
     def __enter__(self) -> Pool:
         script = ROOT / "start_gunicorn.sh"
-        with self.log_path.open("wb") as log:
+        activate = [] if self._passed is None else ["bash", "-c", ACTIVATE, self._passed.fileno()]
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                # A killed test run must not leave a pool behind.
-                [*self._limit, "setpriv", "--pdeathsig", "TERM", "bash", str(script), *self._flags],
+                [*map(str, [*self._limit, *activate]), *AT_OUR_END, str(script), *self._flags],
                 env=self._env,
+                pass_fds=() if self._passed is None else (self._passed.fileno(),),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

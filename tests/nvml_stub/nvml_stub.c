@@ -7,13 +7,15 @@
  *   cuda NUMBER                        13000 is CUDA 13.0
  *   init_error CODE                    what nvmlInit returns
  *   gpu INDEX uuid= name="..." total= used= pci= numa= cpus=HEX mig=0|1 lost=0|1
- *             ecc= remap_pending= remap_failed= retired_pending= compute_mode=
+ *             ecc= remap_pending= remap_failed= retired_pending= compute_mode= no_events=0|1
+ *             error=CODE (what every call about this GPU returns)
  *             utilization= temperature= milliwatts=   (not supported where unnamed)
  *   process INDEX pid= bytes=
  *   mig INDEX SLOT uuid= total= used=
  *   nvlink A B COUNT                   direct links; through a switch: COUNT 0
  *   topology A B LEVEL                 as in NVML: 0 10 20 30 40 50
- *   xid INDEX CODE                     one event, delivered once
+ *   event SEQ INDEX TYPE DATA          delivered once to each set that registered for it before;
+ *                                      SEQ grows from line to line
  *
  * Only what the real library documents, and only the calls that gpupool and Ray make.
  */
@@ -26,6 +28,7 @@
 
 enum { MAX_GPUS = 64, MAX_PROCESSES = 32, MAX_MIG = 7, MAX_LINKS = 18, TEXT = 96 };
 enum { UNNAMED = 1 << 30 };
+enum { MAX_EVENTS = 256, MAX_SETS = 16 };
 
 typedef enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4,
@@ -39,17 +42,19 @@ typedef struct { unsigned pid; u64 bytes; } Process;
 typedef struct { char uuid[TEXT]; u64 total, used; } Mig;
 typedef struct {
     int present, mig_mode, lost, numa, num_processes, num_migs;
-    int remap_pending, remap_failed, retired_pending, compute_mode;
+    int remap_pending, remap_failed, retired_pending, compute_mode, no_events, error;
     int utilization, temperature, milliwatts;
     char uuid[TEXT], name[TEXT], pci[TEXT];
     u64 total, used, ecc, cpus;
     Process processes[MAX_PROCESSES];
     Mig migs[MAX_MIG];
 } Gpu;
+typedef struct { u64 seq, type, data; int gpu; } Happening;
 typedef struct {
     char driver[TEXT];
-    int cuda, init_error, num_gpus, xid_gpu, xid_code;
+    int cuda, init_error, num_gpus, num_events;
     Gpu gpus[MAX_GPUS];
+    Happening events[MAX_EVENTS];
     int topology[MAX_GPUS][MAX_GPUS], nvlink[MAX_GPUS][MAX_GPUS]; /* nvlink: 1 + COUNT, 0 none */
 } Machine;
 
@@ -118,6 +123,8 @@ static void read_gpu(const char *line, int index) {
     gpu->utilization = (int)number(line, "utilization", UNNAMED);
     gpu->temperature = (int)number(line, "temperature", UNNAMED);
     gpu->milliwatts = (int)number(line, "milliwatts", UNNAMED);
+    gpu->no_events = (int)number(line, "no_events", 0);
+    gpu->error = (int)number(line, "error", 0);
     if (index >= machine.num_gpus) machine.num_gpus = index + 1;
 }
 
@@ -143,6 +150,7 @@ static int is_gpu(int index) { return index >= 0 && index < MAX_GPUS; }
 
 static void read_line(const char *line) {
     int a, b, c;
+    Happening happening;
     if (sscanf(line, "driver %95s", machine.driver) == 1) return;
     if (sscanf(line, "cuda %d", &machine.cuda) == 1) return;
     if (sscanf(line, "init_error %d", &machine.init_error) == 1) return;
@@ -154,7 +162,9 @@ static void read_line(const char *line) {
         machine.nvlink[a][b] = machine.nvlink[b][a] = 1 + c;
     if (sscanf(line, "topology %d %d %d", &a, &b, &c) == 3 && is_gpu(a) && is_gpu(b))
         machine.topology[a][b] = machine.topology[b][a] = c;
-    if (sscanf(line, "xid %d %d", &a, &b) == 2) machine.xid_gpu = a, machine.xid_code = b;
+    if (sscanf(line, "event %llu %d %llu %llu", &happening.seq, &happening.gpu, &happening.type,
+               &happening.data) == 4 && is_gpu(happening.gpu) && machine.num_events < MAX_EVENTS)
+        machine.events[machine.num_events++] = happening;
 }
 
 static int is_unchanged(const struct stat *now) {
@@ -196,6 +206,10 @@ static char places[MAX_GPUS * (MAX_MIG + 1)];
 
 static void *handle_of(int gpu, int slot) { return &places[gpu * (MAX_MIG + 1) + slot + 1]; }
 
+static Result answer_of(const Gpu *gpu) {
+    return gpu->lost ? GPU_IS_LOST : (Result)gpu->error;
+}
+
 /* The GPU behind a handle, and its MIG device or NULL. */
 static Result resolve(void *handle, Gpu **gpu, Mig **mig) {
     long place = (char *)handle - places;
@@ -205,7 +219,7 @@ static Result resolve(void *handle, Gpu **gpu, Mig **mig) {
     *gpu = &machine.gpus[place / (MAX_MIG + 1)];
     *mig = slot < 0 ? NULL : &(*gpu)->migs[slot];
     if (!(*gpu)->present) return INVALID_ARGUMENT;
-    return (*gpu)->lost ? GPU_IS_LOST : SUCCESS;
+    return answer_of(*gpu);
 }
 
 static int index_of(const Gpu *gpu) { return (int)(gpu - machine.gpus); }
@@ -273,8 +287,8 @@ Result nvmlDeviceGetCount_v2(unsigned *out) { SYSTEM(*out = (unsigned)machine.nu
 Result nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
     SYSTEM(
         if (index >= MAX_GPUS || !machine.gpus[index].present) result = INVALID_ARGUMENT;
-        else if (machine.gpus[index].lost) result = GPU_IS_LOST;
-        else *out = handle_of((int)index, -1);
+        else if ((result = answer_of(&machine.gpus[index])) == SUCCESS)
+            *out = handle_of((int)index, -1);
     );
 }
 
@@ -283,12 +297,12 @@ static Result find_uuid(const char *uuid, void **out) {
         Gpu *gpu = &machine.gpus[i];
         if (!strcmp(uuid, gpu->uuid)) {
             *out = handle_of(i, -1);
-            return gpu->lost ? GPU_IS_LOST : SUCCESS;
+            return answer_of(gpu);
         }
         for (int slot = 0; slot < gpu->num_migs; slot++)
             if (!strcmp(uuid, gpu->migs[slot].uuid)) {
                 *out = handle_of(i, slot);
-                return gpu->lost ? GPU_IS_LOST : SUCCESS;
+                return answer_of(gpu);
             }
     }
     return NOT_FOUND;
@@ -439,35 +453,54 @@ Result nvmlDeviceGetNvLinkRemotePciInfo_v2(void *handle, unsigned link, PciInfo 
     );
 }
 
-/* ---- events; type 8 is a critical Xid ---- */
+/* ---- events; type 2 is a double-bit ECC error, type 8 a critical Xid ---- */
 
-Result nvmlEventSetCreate(void **set) { SYSTEM(*set = &machine;); }
-Result nvmlEventSetFree(void *set) { (void)set; return SUCCESS; }
-Result nvmlDeviceGetSupportedEventTypes(void *handle, u64 *out) { DEVICE(handle, *out = 0x1f;); }
+typedef struct { int is_used; u64 delivered, types[MAX_GPUS]; } EventSet;
+static EventSet sets[MAX_SETS];
+
+static Result create_set(void **out) {
+    for (int i = 0; i < MAX_SETS; i++) {
+        if (sets[i].is_used) continue;
+        memset(&sets[i], 0, sizeof sets[i]);
+        sets[i].is_used = 1;
+        if (machine.num_events) sets[i].delivered = machine.events[machine.num_events - 1].seq;
+        *out = &sets[i];
+        return SUCCESS;
+    }
+    return INSUFFICIENT_SIZE;
+}
+Result nvmlEventSetCreate(void **set) { SYSTEM(result = create_set(set);); }
+Result nvmlEventSetFree(void *set) { SYSTEM(((EventSet *)set)->is_used = 0;); }
+Result nvmlDeviceGetSupportedEventTypes(void *handle, u64 *out) {
+    DEVICE(handle, *out = gpu->no_events ? 0 : 0x1f;);
+}
 Result nvmlDeviceRegisterEvents(void *handle, u64 types, void *set) {
-    (void)types; (void)set;
-    DEVICE(handle, (void)gpu;);
+    DEVICE(handle,
+        if (gpu->no_events) result = NOT_SUPPORTED;
+        else ((EventSet *)set)->types[index_of(gpu)] |= types;
+    );
 }
 
-static int take_event(Event *out) {
-    pthread_mutex_lock(&mutex);
-    refresh();
-    int is_there = machine.xid_code != 0;
-    if (is_there) {
-        memset(out, 0, sizeof *out);
-        out->device = handle_of(machine.xid_gpu, -1);
-        out->type = 8;
-        out->data = (u64)machine.xid_code;
-        machine.xid_code = 0;
+/* The next event of a set; GPU_IS_LOST for as long as one of its GPUs is; else TIMEOUT. */
+static Result next_event(EventSet *set, Event *out) {
+    for (int i = 0; i < machine.num_events; i++) {
+        Happening *event = &machine.events[i];
+        if (event->seq <= set->delivered || !(set->types[event->gpu] & event->type)) continue;
+        set->delivered = event->seq;
+        *out = (Event){handle_of(event->gpu, -1), event->type, event->data, ~0u, ~0u};
+        return SUCCESS;
     }
-    pthread_mutex_unlock(&mutex);
-    return is_there;
+    for (int i = 0; i < MAX_GPUS; i++)
+        if (set->types[i] && machine.gpus[i].lost) return GPU_IS_LOST;
+    return TIMEOUT;
 }
 Result nvmlEventSetWait_v2(void *set, Event *out, unsigned timeout_ms) {
-    (void)set;
     for (unsigned waited = 0;; waited += 20) {
-        if (take_event(out)) return SUCCESS;
-        if (waited >= timeout_ms) return TIMEOUT;
+        pthread_mutex_lock(&mutex);
+        refresh();
+        Result result = references ? next_event(set, out) : UNINITIALIZED;
+        pthread_mutex_unlock(&mutex);
+        if (result != TIMEOUT || waited >= timeout_ms) return result;
         usleep(20000);
     }
 }

@@ -151,7 +151,7 @@ def test_master_and_workers_killed_together_leave_nothing(tmp_path: Path) -> Non
     ):
         pool.wait_ready(workers=2)
         pids = pool.pids()
-        assert len(pids) == 7  # the master; two workers with a child and a guardian each
+        assert len(pids) == 8  # master, GPU watch; two workers with a child and a guardian each
         for pid in [pool.process.pid, *(worker["pid"] for worker in pool.workers())]:
             os.kill(pid, signal.SIGKILL)
         pool.process.wait(5)

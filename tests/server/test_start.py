@@ -75,6 +75,12 @@ def test_a_taken_port_names_who_has_it() -> None:
     assert f"pid {os.getpid()}" in line
 
 
+def test_a_quorum_that_cannot_be_reached_is_refused() -> None:
+    flags = ("--model_name", "x", "--infer_type", SCRIPTED, "--host", "192.0.2.1")
+    line = refusal(*flags, "--ready_quorum", "2")
+    assert "--ready_quorum (GPUPOOL_READY_QUORUM) is 2" in line
+
+
 def test_a_host_that_is_not_ours_is_refused() -> None:
     line = refusal("--model_name", "x", "--infer_type", SCRIPTED, "--host", "192.0.2.1")
     assert "192.0.2.1" in line
