@@ -21,6 +21,7 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from dispatcher import GPUDispatcher
 from gpupool.api import CONTROL_PATHS, waits_for_model
 from gpupool.boot import BACKOFF_S, Boot
+from gpupool.engine_watch import EngineWatch, end_hung_engine
 from gpupool.errors import EngineDead
 from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
@@ -118,8 +119,12 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.room = Room(self.settings.max_wait_s)
         self._drain_by = float("inf")
         self._next_check = 0.0
+        self._is_hung = False
+        self._watch = EngineWatch(self.settings.stall_timeout_s, lambda: self.row.gpus)
         self.boot.start(self.replica, on_failed=self._leave)
         super().run()
+        if self._is_hung:
+            os._exit(self.exit_code)  # What hangs would hold up an orderly end as well.
         self.replica.close()
         if self.exit_code:
             sys.exit(self.exit_code)
@@ -218,9 +223,11 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.intake.expire(drain=time.monotonic() >= self._drain_by)
         for conn in self.room.take_expired():
             self._submit(self.tpool, conn)
-        if self.alive and time.monotonic() >= self._next_check:
+        if time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PERIOD_S
-            self._check()
+            self._check_progress()
+            if self.alive:
+                self._check()
         self.row.waiting = len(self.room)
 
     def _begin_drain(self) -> None:
@@ -229,6 +236,20 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         if self.replica.state == "ready":
             self.replica.enter("draining")
         self._leave_room()
+
+    def _check_progress(self) -> None:
+        """End an engine that hangs; its requests are answered, and then the worker leaves."""
+        engine = self.replica.engine
+        if engine is None or self.replica.state not in ("ready", "draining"):
+            return
+        reason = self._watch.find_trouble(engine)
+        if reason is not None:
+            self._is_hung = True
+            log.error("worker %d leaves: %s", self.slot, reason)
+            self.row.describe(last_error=reason)
+            self.replica.fail(EngineDead(reason))
+            end_hung_engine(engine, ENGINE_FAILED)
+            self._leave()
 
     def _check(self) -> None:
         """Leave if the engine died, or if others may take the GPUs."""
