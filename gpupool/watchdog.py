@@ -7,6 +7,7 @@ itself stopped, or the machine sleeps, nothing is held against the engine.
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from dataclasses import dataclass
 
 from gpupool.procfs import Process, ticks_per_second
@@ -14,9 +15,16 @@ from gpupool.procfs import Process, ticks_per_second
 STOPPED_S = 0.8  # longer than a tool that stops a process for a look takes
 SILENT_S = 10.0
 MAX_STEP_S = 2.0  # between two looks; what is longer was not watched
-COMPUTES_S = 0.1
-"""CPU time within SILENT_S that counts as computing. Measured, all processes of an idle worker
-together, in 10 s: see docs/architecture.md. An engine at work takes 10 s per busy core."""
+COMPUTES_S = 0.5
+"""CPU time of one process within SILENT_S that counts as computing; a busy core's is 10 s.
+
+Measured in 10 s without work, on two cores: vLLM's worker process 0.14 s (after 1 s in which it
+spins), its EngineCore 0.00, llama.cpp's process 0.00, a worker with transformers 0.03 s, and
+with 10 probes a second 0.16 s.
+"""
+
+ProcessId = tuple[int, int]
+"""(pid, start_ticks): names a process for the whole boot."""
 
 ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -40,7 +48,7 @@ class Watchdog:
         self._last: Look | None = None
         self.silent_s = 0.0  # without CPU time and progress
         self._stalled_s = 0.0  # without progress
-        self._cpu_ticks = 0
+        self._cpu_ticks: Counter[ProcessId] = Counter()  # while silent
         self._broken_s: dict[int, float] = {}
 
     def judge(self, look: Look) -> str | None:
@@ -63,7 +71,7 @@ class Watchdog:
 
     def _begin(self) -> None:
         self.silent_s = self._stalled_s = 0.0
-        self._cpu_ticks = 0
+        self._cpu_ticks.clear()
         self._broken_s = {}
 
     def _find_broken(self, before: Look, look: Look, step_s: float) -> str | None:
@@ -81,12 +89,14 @@ class Watchdog:
         return None
 
     def _find_silent(self, before: Look, look: Look, step_s: float) -> str | None:
-        self._cpu_ticks += _cpu_growth(before, look)
+        self._cpu_ticks.update(_cpu_growth(before, look))
         has_progressed = look.last_progress > before.last_progress
-        computes = self._cpu_ticks >= COMPUTES_S * ticks_per_second() or look.gpus_compute
+        most_ticks = max(self._cpu_ticks.values(), default=0)
+        computes = look.gpus_compute or most_ticks >= COMPUTES_S * ticks_per_second()
         self._stalled_s = 0.0 if has_progressed else self._stalled_s + step_s
         if has_progressed or computes:
-            self.silent_s, self._cpu_ticks = 0.0, 0
+            self.silent_s = 0.0
+            self._cpu_ticks.clear()
         else:
             self.silent_s += step_s
         if self.silent_s >= SILENT_S:
@@ -112,10 +122,8 @@ def _signal_name(process: Process) -> str:
         return "SIGSTOP" if process.state == "T" else f"signal {process.last_signal}"
 
 
-def _cpu_growth(before: Look, look: Look) -> int:
+def _cpu_growth(before: Look, look: Look) -> dict[ProcessId, int]:
     """Ticks since the look before; a process that is new counts from the next look on."""
     known = {(process.pid, process.start_ticks): process.cpu_ticks for process in before.processes}
-    return sum(
-        process.cpu_ticks - known.get((process.pid, process.start_ticks), process.cpu_ticks)
-        for process in look.processes
-    )
+    now = {(process.pid, process.start_ticks): process.cpu_ticks for process in look.processes}
+    return {key: now[key] - known[key] for key in now.keys() & known.keys()}

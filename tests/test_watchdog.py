@@ -16,7 +16,7 @@ ENGINE = Process(
     pid=1234, name="engine", state="S", pgid=1000, num_threads=1, start_ticks=5,
     cpu_ticks=1_000_000, last_signal=0,
 )  # fmt: skip
-IDLE_SHARE = 0.005  # of a core: ten times what idle processes were measured to take
+IDLE_SHARE = 0.014  # of a core: the most that an idle process was measured to take
 
 
 @dataclass
@@ -77,8 +77,18 @@ def test_a_long_prefill_lives() -> None:
     assert Course(processes=burning(1.0)).run(STALL_S) is None
 
 
-def test_a_starved_engine_lives() -> None:
-    assert Course(processes=burning(0.05)).run(STALL_S) is None
+def test_idle_processes_do_not_add_up_to_one_that_computes() -> None:
+    def processes(now: float) -> tuple[Process, ...]:
+        [one] = burning(IDLE_SHARE)(now)
+        return tuple(replace(one, pid=pid) for pid in range(100))
+
+    found = Course(processes=processes).run(60)
+    assert found is not None
+    assert found[0] == 10.0
+
+
+def test_an_engine_with_a_tenth_of_a_core_lives() -> None:
+    assert Course(processes=burning(0.1)).run(STALL_S) is None
 
 
 def test_a_token_every_5_s_lives() -> None:

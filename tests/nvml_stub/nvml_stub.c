@@ -8,6 +8,7 @@
  *   init_error CODE                    what nvmlInit returns
  *   gpu INDEX uuid= name="..." total= used= pci= numa= cpus=HEX mig=0|1 lost=0|1
  *             ecc= remap_pending= remap_failed= retired_pending= compute_mode=
+ *             util=                      percent of the time that it computes; none in MIG mode
  *   process INDEX pid= bytes=
  *   mig INDEX SLOT uuid= total= used=
  *   nvlink A B COUNT                   direct links; through a switch: COUNT 0
@@ -37,7 +38,7 @@ typedef struct { unsigned pid; u64 bytes; } Process;
 typedef struct { char uuid[TEXT]; u64 total, used; } Mig;
 typedef struct {
     int present, mig_mode, lost, numa, num_processes, num_migs;
-    int remap_pending, remap_failed, retired_pending, compute_mode;
+    int remap_pending, remap_failed, retired_pending, compute_mode, util;
     char uuid[TEXT], name[TEXT], pci[TEXT];
     u64 total, used, ecc, cpus;
     Process processes[MAX_PROCESSES];
@@ -112,6 +113,7 @@ static void read_gpu(const char *line, int index) {
     gpu->remap_failed = (int)number(line, "remap_failed", 0);
     gpu->retired_pending = (int)number(line, "retired_pending", 0);
     gpu->compute_mode = (int)number(line, "compute_mode", 0);
+    gpu->util = (int)number(line, "util", 0);
     if (index >= machine.num_gpus) machine.num_gpus = index + 1;
 }
 
@@ -478,5 +480,6 @@ Result nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) 
     DEVICE(handle, *major = 9; *minor = 0;);
 }
 Result nvmlDeviceGetUtilizationRates(void *handle, unsigned *out) {
-    DEVICE(handle, out[0] = out[1] = 0;);
+    DEVICE(handle, if (gpu->mig_mode) result = NOT_SUPPORTED;
+                   else { out[0] = (unsigned)gpu->util; out[1] = 0; });
 }

@@ -1,197 +1,244 @@
-"""Engines that hang are found and replaced; slow ones live."""
+"""Engines that hang are found and replaced; slow ones live.
+
+Each of the cases that take their time has a pool of its own, and they all run side by side.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.machine import fake_machine
 from tests.pool import Pool, is_alive, wait_until
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
 
-Answer = Future[tuple[int, Any]]
-
-
-@pytest.fixture(name="threads")
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as threads:
-        yield threads
+BODY = {"instances": "abc", "params": {"max_tokens": 3}}
 
 
-def engine_flags(name: str) -> tuple[str, ...]:
-    return ("--model_name", "M", "--infer_type", f"tests.engines.{name}")
+class Case:
+    """One pool with one worker, and one request to it."""
+
+    def __init__(self, pool: Pool, threads: ThreadPoolExecutor) -> None:
+        self.pool = pool
+        self.threads = threads
+        self.worker = int(pool.workers()[0]["pid"])
+
+    def ask(self, prompt: str = "abc") -> Future[tuple[int, Any]]:
+        """A request that the engine has when this returns."""
+        self.began = time.monotonic()
+        answer = self.threads.submit(self.pool.post, "/infer", BODY | {"instances": prompt})
+        wait_until(lambda: self.pool.workers()[0]["inflight"] > 0, 10, "a request in flight")
+        return answer
+
+    def end(self, answer: Future[tuple[int, Any]]) -> End:
+        """Wait for the answer and for the next worker."""
+        error = answer.exception(30)
+        wait_until(self.is_replaced, 30, "a new worker")
+        seconds = time.monotonic() - self.began
+        last_error = str(self.pool.workers()[0]["last_error"])
+        return End(error or answer.result(), seconds, last_error)
+
+    def is_replaced(self) -> bool:
+        try:
+            return self.pool.workers()[0]["pid"] not in (0, self.worker)
+        except OSError:
+            return False
+
+    def engine_child(self) -> psutil.Process:
+        """The engine's process; the guardian is in a group of its own."""
+        children = psutil.Process(self.worker).children()
+        [child] = [child for child in children if os.getpgid(child.pid) == self.worker]
+        return child
 
 
-def ask(pool: Pool, threads: ThreadPoolExecutor, prompt: str = "abc") -> Answer:
-    """A request that the engine has when this returns."""
-    before = pool.workers()[0]["inflight"]
-    body = {"instances": prompt, "params": {"max_tokens": 3}}
-    answer = threads.submit(pool.post, "/infer", body)
-    wait_until(lambda: pool.workers()[0]["inflight"] > before, 10, "a request in flight")
-    return answer
+@dataclass
+class End:
+    """How a request to a hung engine ended, and when a new worker was there."""
+
+    answer: BaseException | tuple[int, Any]
+    seconds: float
+    last_error: str
 
 
-def engine_child(worker: int) -> psutil.Process:
-    """The engine's process of a worker; the guardian is in a group of its own."""
-    [child] = [
-        child for child in psutil.Process(worker).children() if os.getpgid(child.pid) == worker
-    ]
-    return child
+@contextmanager
+def open_case(folder: Path, engine: str, *flags: str, **env: str) -> Iterator[Case]:
+    folder.mkdir()
+    own = ("--model_name", "M", "--infer_type", f"tests.engines.{engine}", *flags)
+    with Pool(folder, *own, env=env) as pool, ThreadPoolExecutor(1) as threads:
+        yield Case(pool.wait_ready(), threads)
 
 
-def is_replaced(pool: Pool, worker: int) -> bool:
-    try:
-        return all(other["pid"] not in (0, worker) for other in pool.workers())
-    except OSError:
-        return False
+def sleeps_in_a_child(folder: Path) -> End:
+    with open_case(folder, "in_child:InChild") as case:
+        return case.end(case.ask("wait"))
 
 
-def assert_unavailable(answer: Answer) -> None:
-    status, body = answer.result(10)
-    assert status == 503
-    assert body["error"]["type"] == "unavailable_error"
+def sleeps_in_the_worker(folder: Path) -> End:
+    with open_case(folder, "sleeps_for_ever:SleepsForEver") as case:
+        return case.end(case.ask())
 
 
-def test_a_stopped_engine_process_is_found_and_replaced_within_5_s(
-    tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    with Pool(tmp_path, *engine_flags("in_child:InChild"), "--", "--token-s", "1") as pool:
-        pool.wait_ready()
-        worker = pool.workers()[0]["pid"]
-        child = engine_child(worker)
-        answer = ask(pool, threads)
-        child.suspend()
-        began = time.monotonic()
-        assert_unavailable(answer)
-        wait_until(lambda: not is_alive(child.pid), 5, "the end of the stopped process")
-        wait_until(lambda: is_replaced(pool, worker), 5, "a new worker")
-        assert time.monotonic() - began < 5
-        reason = f"engine process {child.pid} ({child_name()}) is stopped (SIGSTOP) with 1 sequence"
-        assert reason in pool.workers()[0]["last_error"]
-        pool.wait_ready()
-        assert pool.infer("abc", max_tokens=1) == ["a"]
+def sleeps_under_probes(folder: Path) -> End:
+    """The worker takes far more CPU time than what counts as computing."""
+    with open_case(folder, "in_child:InChild") as case:
+        answer = case.ask("wait")
+        while not answer.done() and time.monotonic() < case.began + 30:
+            case.pool.get("/livez")
+        end = case.end(answer)
+        spent = psutil.Process(case.pool.process.pid).cpu_times()
+        assert spent.children_user + spent.children_system > 2
+        return end
 
 
-def child_name() -> str:
-    """What the kernel calls a process of this interpreter's."""
-    return Path("/proc/self/comm").read_text().strip()
+def ends_no_request(folder: Path) -> End:
+    with open_case(folder, "ignores_die:IgnoresDie", "--graceful_timeout_s", "1") as case:
+        return case.end(case.ask())
 
 
-def test_a_stopped_process_of_an_idle_engine_is_left_alone(
-    tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    """It is found when it gets work; continued before that, it goes on as if nothing had been."""
-    with Pool(tmp_path, *engine_flags("in_child:InChild")) as pool:
-        pool.wait_ready()
-        worker = pool.workers()[0]["pid"]
-        child = engine_child(worker)
-        child.suspend()
-        time.sleep(3)  # nothing shall happen, so there is nothing to wait for
-        assert is_alive(child.pid)
-        child.resume()
-        assert pool.infer("abc", max_tokens=3) == ["abc"]
-        assert pool.workers()[0]["pid"] == worker
+def computes_without_a_step(folder: Path) -> End:
+    flags = ("--stall_timeout_s", "3", "--", "--token-s", "20")
+    with open_case(folder, "long_prefill:LongPrefill", *flags) as case:
+        return case.end(case.ask())
 
 
-@pytest.mark.parametrize(
-    ("engine", "prompt"),
-    [("in_child:InChild", "wait"), ("sleeps_for_ever:SleepsForEver", "abc")],
-    ids=["in a child", "in the worker"],
+def is_stopped_while_idle(folder: Path) -> bool:
+    with open_case(folder, "in_child:InChild") as case:
+        case.engine_child().suspend()
+        time.sleep(4)  # nothing shall happen, so there is nothing to wait for
+        case.engine_child().resume()
+        return case.pool.infer("abc", max_tokens=3) == ["abc"] and not case.is_replaced()
+
+
+def stops_with_its_worker(folder: Path) -> bool:
+    with open_case(folder, "in_child:InChild", "--", "--token-s", "1") as case:
+        answer = case.ask()
+        os.killpg(case.worker, signal.SIGSTOP)
+        time.sleep(12)  # longer than an engine may be silent: this time must not count
+        os.killpg(case.worker, signal.SIGCONT)
+        return answer.result(30) == (200, ["abc"]) and not case.is_replaced()
+
+
+def gives_a_token_every_5_s(folder: Path) -> bool:
+    with open_case(folder, "in_child:InChild", "--", "--token-s", "5") as case:
+        return case.ask().result(60) == (200, ["abc"]) and not case.is_replaced()
+
+
+def computes_for_12_s(folder: Path) -> bool:
+    return lives_through_a_prefill(folder, 12)
+
+
+def lives_through_a_prefill(folder: Path, seconds: int) -> bool:
+    with open_case(folder, "long_prefill:LongPrefill", "--", "--token-s", str(seconds)) as case:
+        found = case.pool.infer("abc", max_tokens=1)
+        return found == ["a"] and not case.is_replaced()
+
+
+def waits_for_its_gpu(folder: Path) -> bool:
+    """A step on a GPU, for which vLLM sleeps."""
+    with fake_machine(folder.with_name("machine"), gpus=1) as machine:
+        flags = ("--", "--token-s", "13")
+        with open_case(folder, "in_child:InChild", *flags, **machine.env()) as case:
+            machine.set_gpu(0, util=100)
+            found = case.pool.infer("abc", max_tokens=1)
+            return found == ["a"] and not case.is_replaced()
+
+
+CASES: tuple[Callable[[Path], Any], ...] = (
+    sleeps_in_a_child,
+    sleeps_in_the_worker,
+    sleeps_under_probes,
+    ends_no_request,
+    computes_without_a_step,
+    is_stopped_while_idle,
+    stops_with_its_worker,
+    gives_a_token_every_5_s,
+    computes_for_12_s,
+    waits_for_its_gpu,
 )
+
+
+@pytest.fixture(scope="module", name="ends")
+def _ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
+    folder = tmp_path_factory.mktemp("hung")
+    (folder / "machine").mkdir()
+    with ThreadPoolExecutor(len(CASES)) as threads:
+        yield {case.__name__: threads.submit(case, folder / case.__name__) for case in CASES}
+
+
+Ends = dict[str, Future[Any]]
+
+
+@pytest.mark.parametrize("name", ["sleeps_in_a_child", "sleeps_in_the_worker"])
 def test_an_engine_that_neither_computes_nor_progresses_is_replaced_within_15_s(
-    tmp_path: Path, threads: ThreadPoolExecutor, engine: str, prompt: str
+    ends: Ends, name: str
 ) -> None:
-    with Pool(tmp_path, *engine_flags(engine)) as pool:
-        pool.wait_ready()
-        worker = pool.workers()[0]["pid"]
-        began = time.monotonic()
-        assert_unavailable(ask(pool, threads, prompt))
-        wait_until(lambda: is_replaced(pool, worker), 15, "a new worker")
-        assert 10 < time.monotonic() - began < 15
-        assert "neither computed nor progressed" in pool.workers()[0]["last_error"]
+    end = ends[name].result()
+    assert end.answer[0] == 503
+    assert end.answer[1]["error"]["type"] == "unavailable_error"
+    assert 10 < end.seconds < 15
+    assert "neither computed nor progressed" in end.last_error
 
 
-def test_requests_that_the_worker_reads_do_not_pass_for_its_engines_work(
-    tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    """Probes alone take the worker more CPU time than what counts as computing."""
-    with Pool(tmp_path, *engine_flags("in_child:InChild")) as pool:
-        pool.wait_ready()
-        worker = pool.workers()[0]["pid"]
-        began = time.monotonic()
-        answer = ask(pool, threads, "wait")
-        spent = psutil.Process(worker).cpu_times()
-        while not answer.done():
-            assert pool.get("/livez")[0] == 200
-            now = psutil.Process(worker).cpu_times()
-            assert time.monotonic() - began < 15
-        assert now.user + now.system - spent.user - spent.system > 1
-        assert_unavailable(answer)
+def test_requests_that_the_worker_reads_do_not_pass_for_its_engines_work(ends: Ends) -> None:
+    assert 10 < ends["sleeps_under_probes"].result().seconds < 15
 
 
-def test_an_engine_that_does_not_even_end_its_requests_is_replaced(
-    tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    with Pool(tmp_path, *engine_flags("ignores_die:IgnoresDie")) as pool:
-        pool.wait_ready()
-        worker = pool.workers()[0]["pid"]
-        began = time.monotonic()
-        answer = ask(pool, threads)
-        assert isinstance(answer.exception(20), OSError)
-        wait_until(lambda: is_replaced(pool, worker), 15, "a new worker")
-        assert time.monotonic() - began < 15
+def test_an_engine_that_does_not_even_end_its_requests_is_replaced(ends: Ends) -> None:
+    end = ends["ends_no_request"].result()
+    assert isinstance(end.answer, OSError)  # nobody is left to answer
+    assert end.seconds < 15
 
 
-def test_an_engine_that_computes_without_a_step_is_replaced_after_the_stall_timeout(
-    tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    flags = (*engine_flags("long_prefill:LongPrefill"), "--stall_timeout_s", "3")
-    with Pool(tmp_path, *flags, "--", "--token-s", "20") as pool:
-        pool.wait_ready()
-        worker = pool.workers()[0]["pid"]
-        assert_unavailable(ask(pool, threads))
-        wait_until(lambda: is_replaced(pool, worker), 10, "a new worker")
-        assert "has made no progress for" in pool.workers()[0]["last_error"]
+def test_an_engine_that_completes_no_step_is_replaced_after_the_stall_timeout(ends: Ends) -> None:
+    end = ends["computes_without_a_step"].result()
+    assert end.answer[0] == 503
+    assert end.seconds < 9
+    assert "made no progress for 3 s (--stall_timeout_s)" in end.last_error
 
 
-@pytest.mark.parametrize(
-    ("prefill_s", "token_s"),
-    [(12, 5), pytest.param(60, 5, marks=[pytest.mark.slow, pytest.mark.timeout(200)])],
-)
-def test_a_silent_prefill_that_computes_and_a_token_every_5_s_both_live(
-    tmp_path: Path, threads: ThreadPoolExecutor, prefill_s: int, token_s: int
-) -> None:
-    slow = (*engine_flags("in_child:InChild"), "--", "--token-s", str(token_s))
-    long = (*engine_flags("long_prefill:LongPrefill"), "--", "--token-s", str(prefill_s))
-    with Pool(tmp_path, *slow) as first, Pool(tmp_path, *long) as second:
-        pools = [first.wait_ready(), second.wait_ready()]
-        workers = [pool.workers()[0]["pid"] for pool in pools]
-        tokens = threads.submit(first.infer, "abc", max_tokens=3)
-        prefill = threads.submit(second.infer, "abc", max_tokens=1)
-        assert (tokens.result(), prefill.result()) == (["abc"], ["a"])
-        assert [pool.workers()[0]["pid"] for pool in pools] == workers
+LIVING = {
+    "a silent prefill that computes": "computes_for_12_s",
+    "a silent step on a GPU": "waits_for_its_gpu",
+    "a token every 5 s": "gives_a_token_every_5_s",
+    "stopped without work": "is_stopped_while_idle",
+    "stopped together with its worker": "stops_with_its_worker",
+}
 
 
-def test_a_worker_that_was_stopped_itself_does_not_blame_its_engine(
-    tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    """Its whole group, as by a shell's Ctrl-Z or a paused container, for longer than an engine
-    may be silent."""
-    flags = engine_flags("in_child:InChild")
-    with Pool(tmp_path, *flags, "--", "--token-s", "1") as pool:
-        pool.wait_ready()
-        worker = pool.workers()[0]["pid"]
-        answer = ask(pool, threads)
-        os.killpg(worker, signal.SIGSTOP)
-        time.sleep(12)  # what is tested is that this time does not count
-        os.killpg(worker, signal.SIGCONT)
-        assert answer.result(20) == (200, ["abc"])
-        assert pool.workers()[0]["pid"] == worker
+@pytest.mark.parametrize("name", LIVING.values(), ids=LIVING.keys())
+def test_an_engine_lives_that_is(ends: Ends, name: str) -> None:
+    assert ends[name].result()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_silent_prefill_of_60_s_lives(tmp_path: Path) -> None:
+    assert lives_through_a_prefill(tmp_path / "long", 60)
+
+
+def test_a_stopped_engine_process_is_found_and_replaced_within_5_s(tmp_path: Path) -> None:
+    with open_case(tmp_path / "stopped", "in_child:InChild", "--", "--token-s", "1") as case:
+        child = case.engine_child()
+        answer = case.ask()
+        child.suspend()
+        case.began = time.monotonic()
+        end = case.end(answer)
+        assert not is_alive(child.pid)
+        assert end.seconds < 5
+        assert end.answer[0] == 503  # type: ignore[index]
+        name = Path("/proc/self/comm").read_text().strip()
+        reason = f"engine process {child.pid} ({name}) is stopped (SIGSTOP) with 1 sequence"
+        assert reason in end.last_error
+        case.pool.wait_ready()
+        assert case.pool.infer("abc", max_tokens=1) == ["a"]
