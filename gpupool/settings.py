@@ -112,7 +112,8 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         default=300,
         gt=0,
-        description="an engine that computes but completes no step for this long is replaced",
+        description="an engine with work that completes no step for this long is replaced, even if "
+        "it computes; one that does not even compute, after 10 s",
     )
     lock_dir: Path | None = Field(
         default=None,
