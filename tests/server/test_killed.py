@@ -57,18 +57,11 @@ def kill(*pids: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def family(pool: Pool, slot: int) -> list[int]:
-    """A worker, its engine's processes and its guardian."""
+def group(pool: Pool, slot: int) -> list[int]:
+    """A worker, which comes first, and its engine's processes."""
     worker = pool.workers()[slot]["pid"]
-    below = [pid for pid in pool.pids() if parent(pid) == worker]
-    return [worker, *below]
-
-
-def parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
+    members = [process.pid for process in procfs.group_members(worker)]
+    return sorted(members, key=lambda pid: pid != worker)
 
 
 def is_lease_free(machine: Machine, index: int) -> bool:
@@ -119,8 +112,8 @@ def test_a_worker_killed_at_any_moment_leaves_nothing_and_comes_back(
         for moment in ("idle", "loading", "running") * rounds:
             with traffic(pool) if moment == "running" else nullcontext():
                 await_moment(pool, moment)
-                victims = family(pool, 0)
-                assert len(victims) == 3
+                victims = group(pool, 0)
+                assert len(victims) == 2
                 kill(victims[0])
                 assert seconds_until_gone(victims) < GONE_S
         pool.wait_ready(workers=2, deadline_s=60)
@@ -154,12 +147,12 @@ def test_master_and_workers_killed_together_at_any_moment_leave_nothing(
     ):
         with traffic(pool) if moment == "running" else nullcontext():
             await_moment(pool, moment)
-            pids = pool.pids()
-            kill(pool.process.pid, *(worker["pid"] for worker in pool.workers()))
+            victims = [pool.process.pid, *group(pool, 0), *group(pool, 1)]
+            kill(victims[0], *(worker["pid"] for worker in pool.workers()))
             pool.process.wait(5)
-            assert seconds_until_gone(pids) < GONE_S
-        assert is_lease_free(machine, 0)
-        assert is_lease_free(machine, 1)
+            assert seconds_until_gone(victims) < GONE_S
+        for index in (0, 1):
+            wait_until(lambda index=index: is_lease_free(machine, index), 2, "a free lease")
         assert can_bind(pool.port)
         flags = (*HAS_CHILD, "--cuda_visible_devices", "0,1")
         with Pool(tmp_path, *flags, env=machine.env()) as again:
