@@ -213,7 +213,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """One turn of the loop."""
         if self._accepting and not self._may_accept():
             super().set_accept_enabled(False)
-        super().wait_for_and_dispatch_events(timeout)
+        super().wait_for_and_dispatch_events(min(timeout, CHECK_PERIOD_S))
         self.row.heartbeat = time.monotonic()
 
     def murder_pending(self) -> None:

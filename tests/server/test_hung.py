@@ -236,7 +236,7 @@ def test_a_stopped_engine_process_is_found_and_replaced_within_5_s(tmp_path: Pat
         end = case.end(answer)
         assert not is_alive(child.pid)
         assert end.seconds < 5
-        assert end.answer[0] == 503  # type: ignore[index]
+        assert end.answer[0] == 503
         name = Path("/proc/self/comm").read_text().strip()
         reason = f"engine process {child.pid} ({name}) is stopped (SIGSTOP) with 1 sequence"
         assert reason in end.last_error
