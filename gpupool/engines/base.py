@@ -194,7 +194,8 @@ class Engine(Protocol):
 
     def num_inflight(self) -> int:
         """Sequences inside the engine, accepted and not yet ended: while there are any it has
-        to compute or to progress, or it is taken for hung. Cheap, never blocks, thread-safe."""
+        to compute on this machine or to progress, or it is taken for hung (see watchdog). An
+        engine that only asks another machine says 0. Cheap, never blocks, thread-safe."""
 
     def last_progress(self) -> float:
         """time.monotonic() of the last step, a prompt's too. Cheap, never blocks, thread-safe."""
