@@ -25,6 +25,7 @@ class RequestError(GpupoolError):
 
     status = 500
     type = "server_error"
+    retry_after_s: int | None = None
 
     def __init__(
         self,
@@ -37,7 +38,8 @@ class RequestError(GpupoolError):
         super().__init__(message)
         self.param = param
         self.code = code
-        self.retry_after_s = retry_after_s
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
         self.route = "unreadable"
         """For the metrics, where the request never reaches the application."""
 
@@ -93,6 +95,8 @@ class EngineError(RequestError):
 
 class EngineDead(Unavailable):
     """The engine is gone and the worker will be replaced; other replicas may answer."""
+
+    retry_after_s = 1
 
 
 class Moved(Unavailable):

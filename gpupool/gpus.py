@@ -106,6 +106,17 @@ def read_gpus(gpus: Iterable[Gpu]) -> dict[str, Gpu]:
         return {gpu.uuid: nvml.read_again(gpu) for gpu in gpus}
 
 
+def are_computing(uuids: Iterable[str]) -> bool:
+    """Whether one of these computes, or may: a MIG device's driver does not tell."""
+    from gpupool import nvml
+
+    try:
+        with nvml.session() as opened:
+            return opened and any(nvml.may_compute(uuid) for uuid in uuids)
+    except ConfigError:
+        return True  # Whether a GPU computes is not known while its driver does not answer.
+
+
 def select_visible(inventory: Inventory, cuda_visible_devices: str | None) -> tuple[Gpu, ...]:
     """The GPUs that CUDA_VISIBLE_DEVICES names, in its order; None means all, "" means none.
 

@@ -162,6 +162,18 @@ def ask_uuid(handle: Any) -> str | None:
         return None
 
 
+def may_compute(uuid: str) -> bool:
+    """Whether a kernel ran within about the last second; True where the driver cannot say."""
+    import pynvml
+
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        used = ask(pynvml.nvmlDeviceGetUtilizationRates, handle, default=None)
+    except (LostGpu, pynvml.NVMLError):
+        return False  # A GPU that is gone computes nothing.
+    return used is None or used.gpu > 0
+
+
 def with_fault(gpu: Gpu, fault: str) -> Gpu:
     """The GPU marked as not to be used."""
     return replace(gpu, fault=fault)

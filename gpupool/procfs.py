@@ -21,6 +21,8 @@ class Process:
     pgid: int
     num_threads: int
     start_ticks: int
+    cpu_ticks: int  # of all its threads, in user and kernel, so far
+    last_signal: int  # what stopped it, or ended it if nobody has reaped it yet; 0: none, unknown
 
     @property
     def is_running(self) -> bool:
@@ -50,6 +52,9 @@ def read_process(pid: int) -> Process | None:
         pgid=int(fields[2]),
         num_threads=int(fields[17]),
         start_ticks=int(fields[19]),
+        cpu_ticks=int(fields[11]) + int(fields[12]),
+        # exit_code of proc_pid_stat(5), a wait status; shown to whoever may trace the process.
+        last_signal=int(fields[49]) & 0x7F if len(fields) > 49 else 0,
     )
 
 
@@ -63,6 +68,11 @@ def list_processes() -> Iterator[Process]:
 def group_members(pgid: int) -> list[Process]:
     """The processes of a group that still run."""
     return [p for p in list_processes() if p.pgid == pgid and p.is_running]
+
+
+def ticks_per_second() -> int:
+    """The unit of `cpu_ticks` and `start_ticks`."""
+    return os.sysconf("SC_CLK_TCK")
 
 
 def environ_holds(pid: int, entry: str) -> bool:

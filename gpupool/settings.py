@@ -121,6 +121,12 @@ class Settings(BaseSettings):
     heartbeat_timeout_s: int = Field(
         default=60, ge=5, description="a worker whose main loop is silent this long is replaced"
     )
+    stall_timeout_s: float = Field(
+        default=300,
+        gt=0,
+        description="an engine with work that completes no step for this long is replaced, even if "
+        "it computes; one that does not even compute, after 10 s",
+    )
     lock_dir: Path | None = Field(
         default=None,
         description="directory of the GPU leases, shared by all services and users",

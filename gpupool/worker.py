@@ -12,7 +12,6 @@ import logging
 import os
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -28,6 +27,7 @@ from gpupool.admission import Admission
 from gpupool.api import CONTROL_PATHS, waits_for_model
 from gpupool.boot import BACKOFF_S, Boot
 from gpupool.disconnect import HangupWatcher
+from gpupool.engine_watch import EngineWatch, end_hung_engine
 from gpupool.errors import EngineDead, Moved, RequestError
 from gpupool.fanout import Fanout
 from gpupool.http_error import send_error
@@ -163,12 +163,17 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         )
         self._drain_by = float("inf")
         self._next_check = 0.0
+        self._is_hung = False
+        self._watch = EngineWatch(self.settings.stall_timeout_s, lambda: self.row.gpus)
         self.boot.start(self.replica, on_failed=self._leave)
         Meter(self.scoreboard.vitals, self.row_index, lambda: self.boot.leased).start()
         super().run()
-        self.replica.close()
+        if not self._is_hung:
+            self.replica.close()
         if self.exit_code:
-            sys.exit(self.exit_code)
+            # An orderly end of the interpreter takes vLLM 2 to 5 s, in which the slice is not
+            # free for the successor, and one with a thread that hangs never comes.
+            os._exit(self.exit_code)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """Stop at once; the guardian ends the engine's processes."""
@@ -314,7 +319,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """One turn of the loop."""
         if self._accepting and not self._may_accept():
             super().set_accept_enabled(False)
-        super().wait_for_and_dispatch_events(timeout)
+        super().wait_for_and_dispatch_events(min(timeout, CHECK_PERIOD_S))
         self.row.heartbeat = time.monotonic()
 
     def murder_pending(self) -> None:
@@ -327,6 +332,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         if time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PERIOD_S
             self._open_orphaned_mailboxes()
+            self._check_progress()
             if self.alive:
                 self._check()
 
@@ -377,6 +383,20 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                     partial(self.on_client_socket_readable, conn),
                 )
         self.keepalived_conns = kept
+
+    def _check_progress(self) -> None:
+        """End an engine that hangs; its requests are answered, and then the worker leaves."""
+        engine = self.replica.engine
+        if engine is None or self.replica.state not in ("ready", "draining"):
+            return
+        reason = self._watch.find_trouble(engine)
+        if reason is not None:
+            self._is_hung = True
+            log.error("worker %d leaves: %s", self.slot, reason)
+            self.row.describe(last_error=reason)
+            self.replica.fail(EngineDead(reason))
+            end_hung_engine(engine, ENGINE_FAILED)
+            self._leave()
 
     def _check(self) -> None:
         """Leave if the engine died, or if others may take the GPUs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpupool.errors import ConfigError
-from gpupool.gpus import Inventory, read_gpus, read_inventory, select_visible
+from gpupool.gpus import Inventory, are_computing, read_gpus, read_inventory, select_visible
 from tests.machine import Machine, fake_machine, mig_uuid_of, uuid_of
 
 GIB = 1 << 30
@@ -249,3 +249,29 @@ def test_an_ambiguous_beginning_is_an_error(machine: Machine) -> None:
     machine.set_gpu(1)
     with pytest.raises(ConfigError, match="write more of it"):
         select_visible(inventory(), "GPU-fa4e")
+
+
+def test_one_gpu_of_several_that_computes_is_seen(machine: Machine) -> None:
+    machine.set_gpu(0, utilization=0)
+    machine.set_gpu(1, utilization=0)
+    both = [uuid_of(0), uuid_of(1)]
+    assert not are_computing(both)
+    machine.set_gpu(1, utilization=3)
+    assert are_computing(both)
+
+
+def test_a_gpu_that_is_lost_computes_nothing(machine: Machine) -> None:
+    machine.set_gpu(0, utilization=100, lost=1)
+    assert not are_computing([uuid_of(0)])
+
+
+def test_a_mig_device_may_always_compute(machine: Machine) -> None:
+    """Its driver cannot say."""
+    machine.mig(0, 0)
+    assert are_computing([mig_uuid_of(0, 0)])
+
+
+def test_without_an_answer_of_the_driver_a_gpu_may_compute(machine: Machine) -> None:
+    machine.set_gpu(0)
+    machine.init_error(18)
+    assert are_computing([uuid_of(0)])

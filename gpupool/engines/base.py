@@ -146,6 +146,10 @@ class Engine(Protocol):
     """What /infer assumes for parameters that a request leaves out, by their /infer names;
     {} is SamplingParams' own defaults."""
 
+    computes_in_children: ClassVar[bool]
+    """Whether child processes do all the computing. The worker's own CPU time, which reading
+    requests takes too, is then no sign that the engine still works."""
+
     model: ModelInfo
     """Valid once `load` has returned."""
 
@@ -188,8 +192,13 @@ class Engine(Protocol):
         """Stop a request within one step; it ends with Failed(Cancelled) unless already over.
         Unknown ids are ignored. Returns at once. Thread-safe."""
 
+    def num_inflight(self) -> int:
+        """Sequences inside the engine, accepted and not yet ended: while there are any it has
+        to compute on this machine or to progress, or it is taken for hung (see watchdog). An
+        engine that only asks another machine says 0. Cheap, never blocks, thread-safe."""
+
     def last_progress(self) -> float:
-        """time.monotonic() of the last step that produced anything. Thread-safe."""
+        """time.monotonic() of the last step, a prompt's too. Cheap, never blocks, thread-safe."""
 
     @property
     def dead_reason(self) -> str | None:
@@ -197,7 +206,8 @@ class Engine(Protocol):
 
     def die(self) -> None:
         """End now, child processes too, within 10 s; idempotent, from any thread, also while
-        `load` runs. Requests in the engine end with Failed(EngineDead)."""
+        `load` runs. Requests in the engine end with Failed(EngineDead), within 1 s even if
+        the engine hangs."""
 
 
 @runtime_checkable

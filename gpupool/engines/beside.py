@@ -53,6 +53,11 @@ class Beside:
         """Begin to work."""
         self._thread.start()
 
+    @property
+    def num_inflight(self) -> int:
+        """Jobs that run or wait to run."""
+        return len(self._jobs)
+
     def add(self, job: Job) -> None:
         """Queue a request; its outlet ends in any case. Any thread."""
         with self._changed:

@@ -25,6 +25,12 @@ BUILT_IN = {
 }
 
 
+REQUIRED = sorted(
+    {*Engine.__annotations__, *(name for name in vars(Engine) if name[0] != "_")} - {"model"}
+)
+"""What a class needs to be an engine; `model` comes with the load."""
+
+
 def find_entry(infer_type: str) -> Entry:
     """The entry of a checked --infer_type."""
     return BUILT_IN.get(infer_type) or Entry(infer_type, "plugin_url_m")
@@ -35,7 +41,11 @@ def import_engine(infer_type: str) -> type[Engine]:
     path = find_entry(infer_type).engine
     module_name, _, class_name = path.partition(":")
     try:
-        return cast(type[Engine], getattr(importlib.import_module(module_name), class_name))
+        found = cast(type[Engine], getattr(importlib.import_module(module_name), class_name))
+        missing = [name for name in REQUIRED if not hasattr(found, name)]
+        if not missing:
+            return found
+        reason = f"the class lacks {', '.join(missing)}; gpupool/engines/base.py tells what they do"
     except ModuleNotFoundError as error:
         reason = f"no module {error.name!r} on the Python path"
     except AttributeError:

@@ -56,6 +56,7 @@ class LlamaCppEngine:
 
     capabilities: ClassVar[frozenset[str]] = ENGINES["llama_cpp"]
     default_params: ClassVar[Mapping[str, float]] = {}
+    computes_in_children: ClassVar[bool] = True
     model: ModelInfo
 
     def __init__(self, settings: Settings, gpu_slice: Slice) -> None:
@@ -63,6 +64,8 @@ class LlamaCppEngine:
         self._slice = gpu_slice
         self._args = parse_engine_args(settings.engine_args)
         self._progress = time.monotonic()
+        self._num_tokenizing = 0
+        self._counting = threading.Lock()
         # Nothing was due while nothing ran.
         self._requests = RequestLoop(on_busy=self._note_progress)
         # Set by load, the child last.
@@ -167,12 +170,19 @@ class LlamaCppEngine:
 
     def tokenize(self, text: str) -> list[int]:
         """See Engine.tokenize."""
+        self._count_tokenizing(1)
         try:
             return self._client.tokenize(text)
         except httpx.HTTPError as error:
             self._requests.has_ended.wait(EXIT_NOTICE_S)
             self._requests.check()
             raise EngineError(f"no answer from llama.cpp: {type(error).__name__}") from error
+        finally:
+            self._count_tokenizing(-1)
+
+    def _count_tokenizing(self, change: int) -> None:
+        with self._counting:
+            self._num_tokenizing += change
 
     def generate(
         self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
@@ -218,6 +228,10 @@ class LlamaCppEngine:
 
     def _note_progress(self) -> None:
         self._progress = time.monotonic()
+
+    def num_inflight(self) -> int:
+        """See Engine.num_inflight. llama.cpp's process tokenizes, too."""
+        return self._requests.num_running + self._num_tokenizing
 
     def last_progress(self) -> float:
         """See Engine.last_progress."""

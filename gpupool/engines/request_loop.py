@@ -43,6 +43,11 @@ class RequestLoop:
         """Why there are no more requests, or None."""
         return self._end_reason
 
+    @property
+    def num_running(self) -> int:
+        """Requests that have begun and not ended."""
+        return len(self._tasks)
+
     def start(self) -> None:
         """Start the thread; EngineDead if `end` came first."""
         with self._lock:

@@ -58,6 +58,7 @@ class TransformersEngine:
         "top_p": 0.95,
         "max_tokens": 400,
     }
+    computes_in_children: ClassVar[bool] = False
     model: ModelInfo
 
     def __init__(self, settings: Settings, gpu_slice: Slice) -> None:
@@ -243,6 +244,10 @@ class TransformersEngine:
             self._beside.cancel(request_id)
 
     # Life.
+
+    def num_inflight(self) -> int:
+        """See Engine.num_inflight."""
+        return sum(part.num_inflight for part in (self._batch, self._beside) if part is not None)
 
     def last_progress(self) -> float:
         """See Engine.last_progress."""

@@ -89,6 +89,11 @@ class Batch:
         cache, config = self.cache, self._manager.continuous_batching_config
         return int(cache.num_blocks * config.page_size)
 
+    @property
+    def num_inflight(self) -> int:
+        """Sequences that run or wait to run."""
+        return len(self._sequences)
+
     def start(self) -> None:
         """Begin to run; requests may come from now on."""
         self._collector.start()

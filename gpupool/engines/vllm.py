@@ -49,6 +49,7 @@ class VllmEngine:
 
     capabilities: ClassVar[frozenset[str]] = ENGINES["vllm"]
     default_params: ClassVar[Mapping[str, float]] = {}
+    computes_in_children: ClassVar[bool] = True
     model: ModelInfo
     args: Namespace
     client: Any
@@ -238,6 +239,13 @@ class VllmEngine:
         return generate_latest().decode()
 
     # Progress and death.
+
+    def num_inflight(self) -> int:
+        """vLLM's own count has the requests of its OpenAI application too."""
+        if self._dead is not None or not hasattr(self, "client"):
+            return 0
+        theirs: int = self.client.output_processor.get_num_unfinished_requests()
+        return max(len(self._requests), theirs)
 
     def last_progress(self) -> float:
         """vLLM reports every step of its scheduler, a prefill's too."""

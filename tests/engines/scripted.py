@@ -18,6 +18,7 @@ from gpupool.capabilities import FEATURES
 from gpupool.engines.base import (
     Chunk,
     Completion,
+    Event,
     Failed,
     Finished,
     ModelInfo,
@@ -26,6 +27,7 @@ from gpupool.engines.base import (
     Scored,
     Sink,
 )
+from gpupool.engines.outlet import Outlet
 from gpupool.errors import Cancelled, EngineDead
 from gpupool.partition import Slice
 from gpupool.settings import Settings
@@ -44,6 +46,7 @@ class _Sequence:
 class ScriptedEngine:
     capabilities: ClassVar[frozenset[str]] = frozenset(FEATURES) - {"beam_search"}
     default_params: ClassVar[dict[str, float]] = {}
+    computes_in_children: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, gpu_slice: Slice) -> None:
         parser = argparse.ArgumentParser()
@@ -78,7 +81,8 @@ class ScriptedEngine:
             if self._dead is not None:
                 sink(Failed(EngineDead(self._dead)))
                 return
-            self._waiting.append((request_id, _Sequence(prompt, params, sink)))
+            sequence = _Sequence(prompt, params, _with_one_end(request_id, sink))
+            self._waiting.append((request_id, sequence))
             self._changed.notify()
 
     def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
@@ -95,6 +99,9 @@ class ScriptedEngine:
         if request_id in sequences:
             sequences[request_id].cancelled.set()
 
+    def num_inflight(self) -> int:
+        return len(self._waiting) + len(self._running)
+
     def last_progress(self) -> float:
         return self._progress
 
@@ -106,6 +113,19 @@ class ScriptedEngine:
         with self._changed:
             self._dead = self._dead or "told to die"
             self._changed.notify()
+        self._end_all()  # Here too, as the thread may hang in a step.
+
+    def _end_all(self) -> None:
+        with self._changed:
+            sequences = [*self._running.values(), *dict(self._waiting).values()]
+            self._running.clear()
+            self._waiting.clear()
+        for sequence in sequences:
+            sequence.sink(Failed(EngineDead(str(self._dead))))
+
+    def _compute(self) -> None:
+        """One step of the batch."""
+        time.sleep(self.options.token_s)
 
     def _steps(self) -> None:
         while True:
@@ -116,13 +136,12 @@ class ScriptedEngine:
                 while self._waiting and len(self._running) < self.options.slots:
                     request_id, sequence = self._waiting.popleft()
                     self._running[request_id] = sequence
-            time.sleep(self.options.token_s)
+            self._compute()
             self._progress = time.monotonic()
             for request_id, sequence in list(self._running.items()):
                 if self._step(sequence):
-                    del self._running[request_id]
-        for sequence in [*self._running.values(), *dict(self._waiting).values()]:
-            sequence.sink(Failed(EngineDead(self._dead)))
+                    self._running.pop(request_id, None)
+        self._end_all()
 
     def _step(self, sequence: _Sequence) -> bool:
         """Add one token; whether the sequence is over."""
@@ -140,3 +159,15 @@ class ScriptedEngine:
         tokens = tuple(sequence.text.encode("latin-1"))
         sequence.sink(Finished((Completion(sequence.text, tokens, "length"),)))
         return True
+
+
+def _with_one_end(request_id: str, sink: Sink) -> Sink:
+    outlet = Outlet(request_id, sink)
+
+    def pass_on(event: Event) -> None:
+        if isinstance(event, Chunk):
+            outlet.send(event)
+        else:
+            outlet.end(event)
+
+    return pass_on

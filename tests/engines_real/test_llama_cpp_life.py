@@ -192,6 +192,27 @@ def test_tokenize_of_a_dead_engine_says_that_it_is_dead(doomed: Client) -> None:
         doomed.engine.tokenize("x")
 
 
+def test_what_runs_is_in_flight_until_it_ends(client: Client) -> None:
+    wait_until(lambda: client.engine.num_inflight() == 0)
+    request_id, answer = start_long(client)
+    assert client.engine.num_inflight() == 1
+    client.engine.cancel(request_id)
+    answer.last()
+    wait_until(lambda: client.engine.num_inflight() == 0)
+
+
+def test_text_that_a_stopped_process_should_tokenize_is_in_flight(doomed: Client) -> None:
+    """Or nobody would find out that it is stopped before the first prompt is tokens."""
+    child = child_of(doomed)
+    os.kill(child.pid, signal.SIGSTOP)
+    tokenizing = threading.Thread(target=lambda: pytest.raises(EngineDead, doomed.tokens, "x"))
+    tokenizing.start()
+    wait_until(lambda: doomed.engine.num_inflight() == 1)
+    doomed.engine.die()
+    tokenizing.join(10)
+    assert doomed.engine.num_inflight() == 0
+
+
 def test_die_ends_requests_process_and_socket(doomed: Client) -> None:
     _, running = start_long(doomed)
     child = child_of(doomed)

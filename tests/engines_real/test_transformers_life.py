@@ -104,6 +104,18 @@ def test_cancelled_sequence_gives_nothing_more(client: Client) -> None:
     assert isinstance(answer.events[-1], Failed)
 
 
+def test_what_runs_is_in_flight_until_it_ends(client: Client) -> None:
+    wait_until(lambda: client.engine.num_inflight() == 0)
+    answer = client.start("Once", max_tokens=900, ignore_eos=True)
+    generating = client.last_id
+    answer.next()
+    beams = client.start_beams("Once", max_tokens=100, beam_width=2, num_beams_returned=1)
+    assert client.engine.num_inflight() == 2
+    client.engine.cancel(generating)
+    beams.last()
+    wait_until(lambda: client.engine.num_inflight() == 0)
+
+
 def test_waiting_sequence_is_cancelled_at_once(client: Client) -> None:
     running = [client.start("Once", max_tokens=200, ignore_eos=True) for _ in range(SLOTS)]
     ids = [f"request-{client._count - back}" for back in range(SLOTS)]

@@ -389,6 +389,15 @@ def test_every_step_is_progress(engine: VllmEngine) -> None:
     assert before < first < engine.last_progress() <= time.monotonic()
 
 
+def test_what_runs_is_in_flight_until_it_ends(engine: VllmEngine) -> None:
+    await_true(lambda: engine.num_inflight() == 0)
+    answer = generate(engine, PROMPTS[0], max_tokens=40, temperature=0, ignore_eos=True)
+    assert answer.begun.wait(20)
+    assert engine.num_inflight() == 1
+    answer.completion()
+    await_true(lambda: engine.num_inflight() == 0)
+
+
 def test_tokenizing_is_safe_from_many_threads(engine: VllmEngine) -> None:
     expected = [engine.tokenize(prompt) for prompt in PROMPTS]
     found: queue.Queue[bool] = queue.Queue()

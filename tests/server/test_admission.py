@@ -47,7 +47,7 @@ def test_a_worker_that_came_back_gets_its_part_of_kept_alive_clients(fair: Pool)
     with Load(fair, 32, max_tokens=10) as load:
         wait_until(lambda: load.statuses[200] >= 64, 10, "the first answers")
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: fair.workers()[1]["pid"] not in (0, victim), 20, "a successor")
+        wait_until(lambda: fair.workers()[1]["pid"] not in (None, victim), 20, "a successor")
         fair.wait_ready(workers=4)
         wait_until(lambda: fair.workers()[1]["inflight"] >= 4, 5, "its first requests")
         watch = Watch(fair).look(4)

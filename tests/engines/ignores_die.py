@@ -1,0 +1,12 @@
+"""Sleeps for ever at the first step, and so does whoever tells it to die."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.engines.sleeps_for_ever import SleepsForEver
+
+
+class IgnoresDie(SleepsForEver):
+    def die(self) -> None:
+        threading.Event().wait()

@@ -1,0 +1,182 @@
+"""vLLM and llama.cpp stopped and killed, with their workers and with the whole pool.
+
+A load takes vLLM half a minute, so each engine goes through one life of all these deaths, and
+each test looks at one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpupool import procfs
+from tests.pool import is_alive, wait_until
+from tests.server.engines import engine_pool
+
+pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(600)]
+
+LONG = {"instances": "Once upon a time", "params": {"max_tokens": 1900, "ignore_eos": True}}
+NAMES = {"vllm": "VLLM::EngineCor", "llama_cpp": "gpupool-llama"}
+
+
+@dataclass
+class Death:
+    """One death: what the client of the running request got, and how long each thing took."""
+
+    answer: tuple[int, Any] | None = None
+    answered_s: float = 0.0
+    gone_s: float = 0.0
+    replaced_s: float = 0.0
+    last_error: str = ""
+
+
+class Life:
+    """A pool of one worker, from death to death."""
+
+    def __init__(self, engine: str, folder: Path) -> None:
+        self._stack = ExitStack()
+        self._engine = engine
+        self._folder = folder
+        self.deaths: dict[str, Death] = {}
+
+    def live(self) -> None:
+        """Every death once; the pool that was killed while loading is started again."""
+        with ExitStack() as self._stack:
+            self._open()
+            self._strike("stopped engine", signal.SIGSTOP)
+            self._kill_worker_while_loading()
+            self._await_ready()
+            self._strike("killed engine", signal.SIGKILL)
+            self._await_loading()
+            self._kill_all("all while loading")
+            self._open()
+            self._ask()
+            self._kill_all("all while running")
+
+    def _open(self) -> None:
+        self._pool = self._stack.enter_context(engine_pool(self._engine, self._folder))
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(1))
+
+    def _worker(self) -> int:
+        return int(self._pool.workers()[0]["pid"])
+
+    def _ask(self) -> Future[tuple[int, Any]]:
+        """A request that has run for a moment when this returns."""
+        answer = self._threads.submit(self._pool.post, "/infer", LONG)
+        wait_until(lambda: self._pool.workers()[0]["inflight"] > 1, 20, "a request in flight")
+        assert self._pool.infer("a", max_tokens=2)  # beside it, so that it has been computing
+        return answer
+
+    def _strike(self, name: str, number: int) -> None:
+        """Signal the engine's process while it runs a request."""
+        answer, worker = self._ask(), self._worker()
+        group = [process.pid for process in procfs.group_members(worker)]
+        os.kill(self._engine_process(worker), number)
+        began, death = time.monotonic(), Death()
+        death.answer = answer.result(30)
+        death.answered_s = time.monotonic() - began
+        wait_until(lambda: not any(map(is_alive, group)), 30, "the end of the old worker")
+        death.gone_s = time.monotonic() - began
+        wait_until(lambda: self._has_another(worker), 30, "a new worker")
+        death.replaced_s = time.monotonic() - began
+        death.last_error = self._pool.workers()[0]["last_error"]
+        self.deaths[name] = death
+
+    def _engine_process(self, worker: int) -> int:
+        members = procfs.group_members(worker)
+        [pid] = [member.pid for member in members if member.name == NAMES[self._engine]]
+        return pid
+
+    def _has_another(self, worker: int) -> bool:
+        try:
+            return self._worker() not in (None, worker)
+        except OSError:
+            return False
+
+    def _await_loading(self) -> None:
+        """The engine's process is there and has the model still to load."""
+
+        def loads() -> bool:
+            worker = self._pool.workers()[0]
+            names = {process.name for process in procfs.group_members(worker["pid"] or -1)}
+            return worker["state"] == "loading" and NAMES[self._engine] in names
+
+        wait_until(loads, 60, "an engine process that loads")
+
+    def _await_ready(self) -> None:
+        self._pool.wait_ready(deadline_s=240)
+
+    def _kill_worker_while_loading(self) -> None:
+        self._await_loading()
+        worker = self._worker()
+        group = [process.pid for process in procfs.group_members(worker)]
+        os.kill(worker, signal.SIGKILL)
+        self.deaths["worker while loading"] = Death(gone_s=seconds_until_gone(group))
+
+    def _kill_all(self, name: str) -> None:
+        worker = self._worker()
+        group = [process.pid for process in procfs.group_members(worker)]
+        os.kill(self._pool.process.pid, signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+        self.deaths[name] = Death(gone_s=seconds_until_gone(group))
+        self._pool.process.wait(5)
+
+
+def seconds_until_gone(pids: list[int]) -> float:
+    began = time.monotonic()
+    wait_until(lambda: not any(map(is_alive, pids)), 10, "the end of every process")
+    return time.monotonic() - began
+
+
+@pytest.fixture(scope="module", params=NAMES, name="deaths")
+def _deaths(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Death]:
+    engine = str(request.param)
+    life = Life(engine, tmp_path_factory.mktemp(engine))
+    life.live()
+    print(life.deaths)
+    return life.deaths
+
+
+def test_a_stopped_engine_is_gone_and_its_worker_replaced_within_5_s(
+    deaths: dict[str, Death],
+) -> None:
+    death = deaths["stopped engine"]
+    assert death.gone_s < 5
+    assert death.replaced_s < 5
+    assert "is stopped (SIGSTOP) with 1 sequence in flight" in death.last_error
+
+
+@pytest.mark.parametrize("name", ["stopped engine", "killed engine"])
+def test_a_request_in_an_engine_that_is_lost_gets_a_503(
+    deaths: dict[str, Death], name: str
+) -> None:
+    answer = deaths[name].answer
+    assert answer is not None
+    assert answer[0] == 503
+    assert answer[1]["error"]["type"] == "unavailable_error"
+
+
+def test_the_end_of_an_engines_process_is_told_at_once(deaths: dict[str, Death]) -> None:
+    assert deaths["killed engine"].answered_s < 2
+    assert "SIGKILL" in deaths["killed engine"].last_error
+
+
+def test_a_killed_engines_worker_is_replaced(deaths: dict[str, Death]) -> None:
+    assert deaths["killed engine"].replaced_s < 5
+
+
+@pytest.mark.parametrize("name", ["worker while loading", "all while loading", "all while running"])
+def test_nothing_is_left_of_a_killed_worker_after_a_second(
+    deaths: dict[str, Death], name: str
+) -> None:
+    assert deaths[name].gone_s < 1
