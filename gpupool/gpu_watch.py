@@ -14,7 +14,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gpupool import nvml
@@ -54,22 +55,34 @@ class Watch:
 
     def follow(self) -> None:
         """Open NVML and watch until it has to be opened anew. ConfigError if it cannot be."""
-        import pynvml
-
         with nvml.session() as opened:
             if not opened:
                 raise ConfigError("NVML is gone")
-            events = pynvml.nvmlEventSetCreate()
-            try:
-                num_heard = sum(self._register(uuid, events) for uuid in self._healthy())
-                self._note(f"watching {len(self._healthy())} GPU(s), {num_heard} by driver events")
+            with self._registered() as events:
                 is_sound = True
                 while is_sound:
                     end = time.monotonic() + POLL_S
-                    is_sound = num_heard == 0 or self._take_events(events, end)
+                    is_sound = events is None or self._take_events(events, end)
                     self._poll()
                     time.sleep(max(0.0, end - time.monotonic()))
-            finally:
+
+    @contextmanager
+    def _registered(self) -> Iterator[Any]:
+        """What to wait for events with; None where the driver has none, as under WSL."""
+        import pynvml
+
+        try:
+            events = pynvml.nvmlEventSetCreate()
+        except pynvml.NVMLError:
+            self._note(f"watching {len(self._healthy())} GPU(s), 0 by driver events")
+            yield None
+            return
+        try:
+            num_heard = sum(self._register(uuid, events) for uuid in self._healthy())
+            self._note(f"watching {len(self._healthy())} GPU(s), {num_heard} by driver events")
+            yield events if num_heard else None
+        finally:
+            with suppress(pynvml.NVMLError):
                 pynvml.nvmlEventSetFree(events)
 
     def _healthy(self) -> list[str]:

@@ -135,13 +135,19 @@ def test_a_fault_is_told_once(machine: Machine) -> None:
         assert [watch.hear()["uuid"] for _ in range(2)] == [uuid_of(0), uuid_of(1)]
 
 
-def test_gpus_without_driver_events_are_asked(tmp_path: Path) -> None:
-    with fake_machine(tmp_path, gpus=2) as machine:
-        for index in range(2):
-            machine.set_gpu(index, no_events=1)
-        with Watch(machine) as watch:
-            machine.set_gpu(1, lost=1)
-            assert watch.hear()["uuid"] == uuid_of(1)
+def test_gpus_without_driver_events_are_asked(machine: Machine) -> None:
+    for index in range(2):
+        machine.set_gpu(index, no_events=1)
+    with Watch(machine) as watch:
+        machine.set_gpu(1, lost=1)
+        assert watch.hear()["uuid"] == uuid_of(1)
+
+
+def test_a_driver_without_events_is_asked(machine: Machine) -> None:
+    machine.set_line("no_event_sets", "1")
+    with Watch(machine) as watch:
+        machine.set_gpu(1, lost=1)
+        assert watch.hear()["uuid"] == uuid_of(1)
 
 
 def test_an_answer_that_says_nothing_takes_no_gpu_away(machine: Machine) -> None:

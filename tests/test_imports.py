@@ -25,7 +25,7 @@ PURE = {
     },
 }
 MASTER = {"gunicorn_conf", "dispatcher", "gpupool.hooks", "gpupool.master", "gpupool.worker"}
-MASTER |= {"gpupool.preflight"}
+MASTER |= {"gpupool.preflight", "gpupool.gpu_guard", "gpupool.gpu_watch", "gpupool.notify"}
 
 
 def module_name(path: Path) -> str:

@@ -6,6 +6,7 @@
  *   driver VERSION
  *   cuda NUMBER                        13000 is CUDA 13.0
  *   init_error CODE                    what nvmlInit returns
+ *   no_event_sets 1                    as under WSL
  *   gpu INDEX uuid= name="..." total= used= pci= numa= cpus=HEX mig=0|1 lost=0|1
  *             ecc= remap_pending= remap_failed= retired_pending= compute_mode= no_events=0|1
  *             error=CODE (what every call about this GPU returns)
@@ -52,7 +53,7 @@ typedef struct {
 typedef struct { u64 seq, type, data; int gpu; } Happening;
 typedef struct {
     char driver[TEXT];
-    int cuda, init_error, num_gpus, num_events;
+    int cuda, init_error, no_event_sets, num_gpus, num_events;
     Gpu gpus[MAX_GPUS];
     Happening events[MAX_EVENTS];
     int topology[MAX_GPUS][MAX_GPUS], nvlink[MAX_GPUS][MAX_GPUS]; /* nvlink: 1 + COUNT, 0 none */
@@ -154,6 +155,7 @@ static void read_line(const char *line) {
     if (sscanf(line, "driver %95s", machine.driver) == 1) return;
     if (sscanf(line, "cuda %d", &machine.cuda) == 1) return;
     if (sscanf(line, "init_error %d", &machine.init_error) == 1) return;
+    if (sscanf(line, "no_event_sets %d", &machine.no_event_sets) == 1) return;
     if (sscanf(line, "gpu %d", &a) == 1 && is_gpu(a)) read_gpu(line, a);
     if (sscanf(line, "process %d", &a) == 1 && is_gpu(a)) read_process(line, a);
     if (sscanf(line, "mig %d %d", &a, &b) == 2 && is_gpu(a) && b >= 0 && b < MAX_MIG)
@@ -459,6 +461,7 @@ typedef struct { int is_used; u64 delivered, types[MAX_GPUS]; } EventSet;
 static EventSet sets[MAX_SETS];
 
 static Result create_set(void **out) {
+    if (machine.no_event_sets) return NOT_SUPPORTED;
     for (int i = 0; i < MAX_SETS; i++) {
         if (sets[i].is_used) continue;
         memset(&sets[i], 0, sizeof sets[i]);
