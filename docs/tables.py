@@ -76,7 +76,7 @@ def metrics_table() -> str:
     """Every metric of ours, as a pool with everything known renders it."""
     scoreboard = Scoreboard(1)
     scoreboard.claim(0)
-    scoreboard[0].pid = 1
+    scoreboard[0].pid = scoreboard[0].slots = 1
     scoreboard[0].describe(gpus=("GPU-0",))
     scoreboard.vitals.publish(0, Use(0, (GpuUse(0, 0, 0, 0, 0),)), valid_s=60)
     lines = [row("metric", "type", "labels", "meaning"), row(*["---"] * 4)]

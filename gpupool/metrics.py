@@ -25,13 +25,14 @@ from gpupool.settings import Settings
 from gpupool.totals import HISTOGRAMS, Observations, Totals, added
 from gpupool.vitals import GpuUse
 
-GAUGES: dict[str, tuple[str, Callable[[Row], int]]] = {
+GAUGES: dict[str, tuple[str, Callable[[Row], int | None]]] = {
     "in_flight": (
         "Sequences that a worker runs or keeps waiting.",
         lambda row: row.running + row.waiting,
     ),
     "running": ("What a worker runs now.", lambda row: row.running),
     "waiting": ("What waits at a worker for a place.", lambda row: row.waiting),
+    "slots": ("Sequences that a worker's engine runs at once.", lambda row: row.slots or None),
     "load_failures": ("Loads of the engine that failed in a row.", lambda row: row.failures),
     "leased_gpus": ("GPUs that a worker holds.", lambda row: len(row.gpus)),
 }
@@ -163,8 +164,10 @@ def _gauges(scoreboard: Scoreboard) -> Iterator[Metric]:
     for name, (text, number) in GAUGES.items():
         family = GaugeMetricFamily(f"gpupool_worker_{name}", text, labels=("worker",))
         for slot in range(scoreboard.num_slots):
-            rows = [scoreboard[index] for index in scoreboard.shown_rows(slot)]
-            family.add_metric((str(slot),), sum(map(number, rows)))
+            numbers = [number(scoreboard[index]) for index in scoreboard.shown_rows(slot)]
+            known = [found for found in numbers if found is not None]
+            if known:
+                family.add_metric((str(slot),), sum(known))
         yield family
 
 

@@ -41,7 +41,7 @@ def known_labels() -> dict[str, set[str]]:
     """Every sample name of a pool that knows everything, and its labels."""
     scoreboard = Scoreboard(1)
     scoreboard.claim(0)
-    scoreboard[0].pid = 1
+    scoreboard[0].pid = scoreboard[0].slots = 1
     scoreboard[0].describe(gpus=("GPU-0",))
     scoreboard.vitals.publish(0, Use(1, (GpuUse(1, 1, 1, 1, 1),)), valid_s=60)
     found: dict[str, set[str]] = {}
