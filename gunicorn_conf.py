@@ -13,7 +13,6 @@ from typing import Any as _Any
 
 _sys.path.insert(0, _os.path.dirname(_os.path.abspath(__file__)))
 
-from dispatcher import GPUDispatcher as _GPUDispatcher
 from gpupool import hooks as _hooks
 from gpupool import logs as _logs
 from gpupool import master as _master
@@ -24,11 +23,9 @@ from gpupool.settings import read_settings as _read_settings
 # What cannot work is refused here, with one line and exit code 2.
 _preflight.refuse_or_return()
 
-_settings = _read_settings()
-_dispatcher = _GPUDispatcher.for_settings(_settings)
-if not _settings.infer_type:
-    _os.environ["INFER_TYPE"] = _preflight.default_infer_type(_dispatcher)
-    _settings = _read_settings()
+# Read again by a reload, which keeps the slices, their leases and the scoreboard.
+_settings = _preflight.with_engine(_read_settings(), _hooks.shared_dispatcher())
+_dispatcher = _hooks.shared_dispatcher().with_settings(_settings)
 _scoreboard = _hooks.shared_scoreboard(len(_dispatcher.slices))
 
 # One worker per slice, each with threads that wait for its engine.
@@ -65,9 +62,14 @@ def on_starting(server: _Any) -> None:
     _master.adopt(server, _settings, _dispatcher, _scoreboard)
 
 
+def on_reload(server: _Any) -> None:
+    """Master, after a SIGHUP has run this file again."""
+    server.offered = _settings
+
+
 def pre_fork(server: _Any, worker: _Any) -> None:
-    """Master, before each fork: the lowest slot that no living worker has."""
-    worker.claim(_hooks.free_row(server.WORKERS.values(), _scoreboard), _scoreboard)
+    """Master, before each fork: the worker's slot, and a row of the scoreboard."""
+    server.seat(worker)
 
 
 def post_fork(server: _Any, worker: _Any) -> None:

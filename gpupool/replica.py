@@ -45,9 +45,20 @@ class Replica:
             self._settings = read_settings()
         return self._settings
 
+    @property
+    def is_coming(self) -> bool:
+        """Whether this process may become ready yet, so that requests can wait for it."""
+        is_backing_off = self.state == "failed" and self.error is None
+        return is_backing_off or self.state in ("starting", "waiting", "loading")
+
+    def adopt(self, settings: Settings) -> None:
+        """Use these settings, not this process's environment: after a reload that was given up,
+        the YAML file says something else."""
+        self._settings = settings
+
     def load(self, gpu_slice: Slice, settings: Settings) -> None:
         """Boot the engine and block until it is ready; raises what the engine raised."""
-        self._settings = settings
+        self.adopt(settings)
         self.slot = gpu_slice.slot
         self.enter("loading", "starting the engine")
         began = time.monotonic()

@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     heartbeat_timeout_s: int = Field(
         default=60, ge=5, description="a worker whose main loop is silent this long is replaced"
     )
+    load_timeout_s: int = Field(
+        default=3600,
+        ge=0,
+        description="a load that takes longer is ended and tried again; 0: no limit, for a first "
+        "download that takes hours",
+    )
     lock_dir: Path | None = Field(
         default=None,
         description="directory of the GPU leases, shared by all services and users",

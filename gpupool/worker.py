@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,7 +21,7 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from dispatcher import GPUDispatcher
 from gpupool.api import CONTROL_PATHS, waits_for_model
-from gpupool.boot import BACKOFF_S, Boot
+from gpupool.boot import Boot
 from gpupool.errors import EngineDead
 from gpupool.http_error import send_error
 from gpupool.intake import Connection, Intake
@@ -31,7 +32,9 @@ from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ENGINE_FAILED = 70  # any code but gunicorn's 3 and 4, which stop the whole service
+ENGINE_FAILED = 70  # the row's last_error says why
+SIGNALS_HELD = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGABRT, signal.SIGUSR1)
+"""Blocked by the master round the fork, until the worker has its own handlers."""
 NUM_CONTROL_THREADS = 4
 SEND_TIMEOUT_S = 60
 CONTROL_SEND_TIMEOUT_S = 2  # a few kilobytes; a client that does not take them must not hold one
@@ -81,10 +84,13 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """
         self.settings = settings
         try:
-            self.boot = Boot(self.slot, self.row, settings, dispatcher)
-        except Exception:
+            mine = self.row_index
+            other = next(i for i in self.scoreboard.rows_of(self.slot) if i != mine)
+            predecessor = self.scoreboard[other]
+            self.boot = Boot(self.slot, self.row, predecessor, settings, dispatcher)
+        except Exception as error:
             log.exception("worker %d could not settle", self.slot)
-            time.sleep(BACKOFF_S[0])
+            self.row.describe(last_error=f"{type(error).__name__}: {error}")
             os._exit(ENGINE_FAILED)
 
     # The life of the process.
@@ -93,6 +99,14 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """Runs gunicorn's whole worker life; returns when the worker is done."""
         self.control_pool = ThreadPoolExecutor(NUM_CONTROL_THREADS, "control")
         super().init_process()
+
+    def init_signals(self) -> None:
+        """gunicorn's handlers; what came since the fork arrives now. A SIGHUP or SIGUSR2 that was
+        meant for the master would end the worker."""
+        super().init_signals()
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_HELD)
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """Handler threads, made as they are needed."""
@@ -103,6 +117,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         super().load_wsgi()
         self.wsgi.extensions["gpupool.scoreboard"] = self.scoreboard
         self.replica = self.wsgi.extensions["gpupool"]
+        self.replica.adopt(self.settings)
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
     def run(self) -> None:
@@ -118,14 +133,18 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.room = Room(self.settings.max_wait_s)
         self._drain_by = float("inf")
         self._next_check = 0.0
-        self.boot.start(self.replica, on_failed=self._leave)
+        if self.alive:
+            self.boot.start(self.replica, on_failed=self._leave)
         super().run()
+        if not self.exit_code:
+            self.row.enter("draining")  # so the master knows that this end was asked for
         self.replica.close()
         if self.exit_code:
             sys.exit(self.exit_code)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """Stop at once; the guardian ends the engine's processes."""
+        self.row.enter("draining")
         self.cfg.worker_int(self)
         os._exit(0)
 
@@ -158,11 +177,11 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
     def admit(self, conn: Connection) -> None:
         """Decide what happens to a whole request: run now, or wait for the model."""
         request = conn.parser.request
-        is_loading = self.replica.state in ("starting", "waiting", "loading")
+        is_coming = self.replica.is_coming
         if request is None or request.path in CONTROL_PATHS:
             conn.limit_send(CONTROL_SEND_TIMEOUT_S)
             self._submit(self.control_pool, conn)
-        elif is_loading and self.alive and waits_for_model(request.method, request.path):
+        elif is_coming and self.alive and waits_for_model(request.method, request.path):
             self.room.add(conn)
         else:
             conn.limit_send(SEND_TIMEOUT_S)
@@ -252,7 +271,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
                 log_first_ready(self.settings)
         self.row.describe(phase=replica.phase)
         self.row.fraction = -1.0 if replica.fraction is None else replica.fraction
-        if replica.state not in ("starting", "waiting", "loading"):
+        if not replica.is_coming:
             self._leave_room()
 
     def _leave_room(self) -> None:
