@@ -69,11 +69,8 @@ class End:
 
 
 def _reason(life: Life, status: int) -> str:
-    row = life.row
-    if life.worker.aborted:
-        limit_s = life.edition.settings.heartbeat_timeout_s
-        how = f"its main loop was silent for more than --heartbeat_timeout_s ({limit_s} s)"
-    elif os.WIFEXITED(status):
+    row, hint = life.row, ""
+    if os.WIFEXITED(status):
         code = os.WEXITSTATUS(status)
         if code == ENGINE_FAILED and row.last_error:
             return row.last_error
@@ -82,6 +79,10 @@ def _reason(life: Life, status: int) -> str:
         number = os.WTERMSIG(status)
         names = {known.value: known.name for known in signal.Signals}
         how = f"was killed by {names.get(number, f'signal {number}')}"
-        if number == signal.SIGKILL:
-            how += ", perhaps for want of memory"
-    return f"{how} while {row.state}" + (f" ({row.phase})" if row.phase else "")
+        hint = "; perhaps there was not enough memory" if number == signal.SIGKILL else ""
+    if life.worker.aborted:
+        limit_s = life.edition.settings.heartbeat_timeout_s
+        how = f"its main loop was silent for more than --heartbeat_timeout_s ({limit_s} s)"
+        hint = ""
+    phase = f" ({row.phase})" if row.phase else ""
+    return f"{how} while {row.state}{phase}{hint}"
