@@ -129,6 +129,13 @@ def test_a_serving_worker_stays_while_another_slot_comes(other: str) -> None:
     assert Roll().next_step(views) is None
 
 
+def test_a_successor_whose_gpus_were_taken_meanwhile_keeps_the_others_serving() -> None:
+    roll, other = Roll(), SlotView(1, old="ready")
+    for view in (SlotView(0, old="ready"), SlotView(0, old="ready", new="waiting")):
+        roll.next_step([view, other])
+    assert roll.next_step([SlotView(0, new="waiting", is_stuck=True), other]) is None
+
+
 def test_a_successor_that_vanished_is_forked_again() -> None:
     roll = Roll()
     roll.next_step([SlotView(0, old="ready")])
