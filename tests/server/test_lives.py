@@ -59,8 +59,8 @@ def test_no_way_to_die_in_a_load_ends_the_service(tmp_path: Path) -> None:
         permit.touch()
         pool.wait_ready(workers=len(ways), deadline_s=30)
         log = pool.log()
-        assert "exited with code 3 while loading (tempting fate)" in log
-        assert "was killed by SIGKILL while loading (tempting fate); perhaps there was not" in log
+        for how in ("exited with code 3 ", "killed by SIGSEGV ", "perhaps there was not enough"):
+            assert how in log
         assert pool.process.poll() is None
 
 
@@ -163,14 +163,9 @@ def ready_pid(pool: Pool) -> int:
 
 
 def test_a_worker_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
-    flags = ("--graceful_timeout_s", "1", "--", "--token-s", "0.05")
-    with (
-        Pool(tmp_path, *SCRIPTED, *flags) as pool,
-        concurrent.futures.ThreadPoolExecutor(1) as thread,
-    ):
+    engine = (*MODEL, "tests.engines.never_dies:NeverDies", "--graceful_timeout_s", "1")
+    with Pool(tmp_path, *engine) as pool:
         pid = pool.wait_ready().workers()[0]["pid"]
-        thread.submit(pool.post, "/infer", {"instances": "a", "params": {"max_tokens": 900}})
-        wait_until(lambda: pool.workers()[0]["inflight"] >= 1, 10, "a running request")
         pool.process.send_signal(signal.SIGHUP)
         wait_until(lambda: not is_alive(pid), 15, "the end of the old worker")
         pool.wait_ready()

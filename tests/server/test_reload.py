@@ -226,13 +226,20 @@ def test_a_successor_that_fails_is_followed_by_one_with_the_settings_before(
 
 def test_later_workers_do_not_read_the_file_again(tmp_path: Path) -> None:
     config = tmp_path / "pool.yaml"
-    write(config, engine_args=["--load-s", "1"])
-    with Pool(tmp_path, "--config", str(config)) as pool:
-        pool.wait_ready()
+    write(config, engine_args=["--token-s", "0.05"])
+    with (
+        Pool(tmp_path, "--config", str(config)) as pool,
+        concurrent.futures.ThreadPoolExecutor(1) as thread,
+    ):
+        pid = pool.wait_ready().workers()[0]["pid"]
+        answer = thread.submit(pool.infer, "a", max_tokens=60)
+        wait_until(lambda: pool.workers()[0]["inflight"] >= 1, 10, "a running request")
         config.write_text("model_name: [")
-        os.kill(pool.workers()[0]["pid"], signal.SIGKILL)
-        wait_until(lambda: " died; " in pool.log(), 10, "its end")
+        os.kill(pid, signal.SIGTERM)
+        # While the first one drains, its successor answers.
+        wait_until(lambda: len(pool.workers()) == 2, 10, "two workers")
         assert pool.get("/pool")[1]["model"] == "A"
+        assert answer.result() == ["a" * 60]
         pool.wait_ready()
 
 
