@@ -6,6 +6,7 @@ the heartbeat goes on however long it takes.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -21,7 +22,7 @@ from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LEASE_RETRY_S = 1.0
+LEASE_RETRY_S = (0.05, 0.2, 1.0)  # a dead predecessor's guardian lets go within moments
 PREDECESSOR_POLL_S = 0.05
 MEMORY_FREE_TIMEOUT_S = 30.0
 
@@ -105,7 +106,7 @@ class Boot:
     def _await_lease(self) -> Lease | None:
         """A lease on GPUs whose memory is free, as soon as there is one; None if the worker is
         stopped first. To wait is no failure and counts no back-off."""
-        while True:
+        for count in itertools.count():
             if self._lease is None:
                 grant = self._dispatcher.acquire(self._slot)
                 self._hold(grant)
@@ -118,8 +119,9 @@ class Boot:
                 except NotGranted as error:
                     self._give_back(self._lease)
                     self._report_waiting(str(error))
-            if self._stopping.wait(LEASE_RETRY_S):
-                return None
+            if self._stopping.wait(LEASE_RETRY_S[min(count, 2)]):
+                break
+        return None
 
     def _give_back(self, lease: Lease) -> None:
         self._lease = None

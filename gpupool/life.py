@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from math import inf
 
 from gpupool.reload import Edition
 from gpupool.scoreboard import Row
 from gpupool.worker import ENGINE_FAILED, PoolWorker
+
+START_TIMEOUT_S = 300.0  # from the fork to the main loop: imports, NVML
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +46,20 @@ class Life:
         """Whether its successor may be forked already: it ends, and not for a failure."""
         return (self.is_told or self.row.state == "draining") and not self.verdict
 
+    def overdue(self, patience_s: float) -> str | None:
+        """Why it had enough time for what it is at, or None."""
+        row, limit_s = self.row, self.edition.settings.load_timeout_s
+        lasts_s = time.monotonic() - row.since
+        if row.state == "loading" and limit_s and lasts_s > limit_s:
+            return f"its load took longer than --load_timeout_s ({limit_s} s), phase {row.phase!r}"
+        if row.state == "starting" and lasts_s > START_TIMEOUT_S:
+            return f"it did not get to load anything within {START_TIMEOUT_S:.0f} s"
+        # A worker that waits for the end of a back-off was in this state before.
+        has_failed = row.state == "failed" and row.since > row.not_before
+        if has_failed and lasts_s > patience_s:
+            return row.last_error
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -70,6 +87,8 @@ class End:
 
 def _reason(life: Life, status: int) -> str:
     row, hint = life.row, ""
+    if row.state == "failed" and row.last_error:
+        return row.last_error
     if os.WIFEXITED(status):
         code = os.WEXITSTATUS(status)
         if code == ENGINE_FAILED and row.last_error:

@@ -20,7 +20,7 @@ from gunicorn.errors import HaltServer
 
 from dispatcher import GPUDispatcher
 from gpupool import hooks, procfs
-from gpupool.backoff import Backoff
+from gpupool.backoff import QUICK_S, Backoff
 from gpupool.life import End, Life
 from gpupool.reload import Edition
 from gpupool.reloader import Reloader
@@ -31,7 +31,6 @@ from gpupool.worker import SIGNALS_HELD, PoolWorker
 log = logging.getLogger(__name__)
 
 BUSY_TURN_S = 0.1  # a turn of the main loop while workers are being replaced
-START_TIMEOUT_S = 300.0  # from the fork to the main loop: imports, NVML
 MARGIN_S = 2.0  # beyond the grace period, for a worker's own end
 FAST_STOP_S = 2.0
 GROUPS_TIMEOUT_S = 5.0
@@ -93,7 +92,7 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
                 self.backoff.note_ready(life.slot)
                 life.row.failures = 0
             if life.row.state == "draining" and not life.is_told:
-                self._expect_end(life, self.cfg.graceful_timeout + MARGIN_S)  # an operator's kill
+                self._expect_end(life, self._patience_s)  # an operator's kill
         for slot in range(self.scoreboard.num_slots):
             if not self.living_on(slot):
                 hooks.show_back_off(self.scoreboard, slot, self.backoff[slot])
@@ -104,21 +103,11 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
                 log.error("worker %d pid=%d did not end in time: killed", life.slot, life.pid)
                 life.end_by = time.monotonic() + MARGIN_S
                 self.kill_worker(life.pid, signal.SIGKILL)
-            elif not life.is_told and (reason := self._overdue(life)):
+            elif not life.is_told and (reason := life.overdue(self._patience_s)):
                 log.error("worker %d pid=%d is ended: %s", life.slot, life.pid, reason)
                 life.verdict = reason
                 life.row.describe(last_error=reason)
                 self._tell(life, MARGIN_S)
-
-    def _overdue(self, life: Life) -> str | None:
-        """Why a worker has had enough time to become ready, or None."""
-        row, limit_s = life.row, life.edition.settings.load_timeout_s
-        lasts_s = time.monotonic() - row.since
-        if row.state == "loading" and limit_s and lasts_s > limit_s:
-            return f"its load took longer than --load_timeout_s ({limit_s} s), phase {row.phase!r}"
-        if row.state == "starting" and lasts_s > START_TIMEOUT_S:
-            return f"it did not get to load anything within {START_TIMEOUT_S:.0f} s"
-        return None
 
     # Workers come.
 
@@ -182,7 +171,12 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
     def retire(self, life: Life) -> None:
         """Let a worker finish what it has and end."""
         log.info("worker %d pid=%d is replaced", life.slot, life.pid)
-        self._tell(life, self.cfg.graceful_timeout + MARGIN_S)
+        self._tell(life, self._patience_s)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a worker may take to end."""
+        return float(self.cfg.graceful_timeout + MARGIN_S)
 
     def _tell(self, life: Life, patience_s: float) -> None:
         self.kill_worker(life.pid, signal.SIGTERM)
@@ -216,13 +210,16 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
         if not end.is_failure:
             log.info("worker %d pid=%d ended as it was told", life.slot, pid)
             return
-        if end.ready_since:
-            now = time.monotonic()
-            delay_s = self.backoff.note_death(life.slot, now, now - end.ready_since)
+        now = time.monotonic()
+        ready_s = now - end.ready_since if end.ready_since else 0.0
+        if ready_s < QUICK_S and self.reloader.gives_up(life, end):
+            pass
+        elif end.ready_since:
+            delay_s = self.backoff.note_death(life.slot, now, ready_s)
             log.error(
                 "worker %d pid=%d died; next in %d s: %s", life.slot, pid, delay_s, end.reason
             )
-        elif not self.reloader.gives_up(life, end):
+        else:
             self._note_failure(life.slot, end.reason, end)
         hooks.show_error(self.scoreboard, life.slot, end.reason)
 
@@ -246,6 +243,7 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
     def reload(self) -> None:
         """SIGHUP: new settings, one worker at a time."""
         self._stats["reloads"] += 1
+        self.log.reopen_files()
         self.reloader.ask()
 
     def handle_ttin(self) -> None:

@@ -72,7 +72,7 @@ class Reloader:
             self._recheck.kill()
 
     def gives_up(self, life: Life, end: End) -> bool:
-        """Whether a worker's failed load ends the reload; the settings before are in force then,
+        """Whether a worker's early end stops the reload; the settings before are in force then,
         and its slot gets the next worker with those at once."""
         if self._roll is None or life.edition is not self._next or not self._before.was_ready:
             return False
@@ -110,9 +110,12 @@ class Reloader:
         """The check's process ended."""
         recheck, self._recheck = self._recheck, None
         assert recheck is not None
-        if (reason := recheck.end(status)) is not None:
+        reason = recheck.end(status)
+        if self._master.is_ending:
+            return
+        if reason is not None:
             _refuse(reason)
-        elif not self._master.is_ending:
+        else:
             self._read_configuration(recheck.settings)
 
     def _read_configuration(self, checked: Settings) -> None:
