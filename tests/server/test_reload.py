@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.demo_model import gguf_path
 from tests.machine import fake_machine
 from tests.pool import Pool, is_alive, wait_until
 
@@ -267,6 +268,18 @@ def test_a_pool_that_never_worked_takes_new_settings_at_once(tmp_path: Path) -> 
         write(config, **engine, engine_args=[str(permit)])
         pool.process.send_signal(signal.SIGHUP)
         pool.wait_ready(deadline_s=10)
+
+
+@pytest.mark.model
+def test_a_reload_can_change_the_engine(tmp_path: Path) -> None:
+    config = tmp_path / "pool.yaml"
+    write(config)
+    with Pool(tmp_path, "--config", str(config)) as pool:
+        pool.wait_ready()
+        write(config, model_name=str(gguf_path()), infer_type="llama_cpp")
+        hang_up(pool, DONE)
+        assert pool.get("/pool")[1]["infer_type"] == "llama_cpp"
+        assert "Paris" in pool.infer("The capital of France is", max_tokens=8, temperature=0)[0]
 
 
 def test_sigterm_during_a_reload_ends_everything(tmp_path: Path) -> None:
