@@ -169,7 +169,8 @@ class Reloader:
             else:
                 old, is_old_told = state, life.is_told
             waits_s = time.monotonic() - life.row.since
-            is_stuck |= life.row.state == "waiting" and waits_s > STUCK_S
+            # Beside another it waits for that one.
+            is_stuck |= life.row.state == "waiting" and waits_s > STUCK_S and len(living) == 1
         record = self._master.backoff[slot]
         is_held = record.not_before > time.monotonic() or len(living) > 1
         return SlotView(slot, old, is_old_told, new, is_held, is_stuck or record.failures > 0)
