@@ -7,6 +7,7 @@ prints the machine. Imports neither torch nor any engine, and opens NVML only wi
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -68,6 +69,13 @@ class GPUDispatcher:
     def for_settings(cls, settings: Settings) -> GPUDispatcher:
         """Take the inventory and plan. Blocks on the driver; ConfigError if it cannot be done."""
         return cls(make_plan(settings), settings)
+
+    def with_settings(self, settings: Settings) -> GPUDispatcher:
+        """The same pool's dispatcher for workers with other settings: all that is shared stays
+        shared."""
+        twin = copy.copy(self)
+        twin._settings = settings
+        return twin
 
     def acquire(self, slot: int) -> Grant:
         """Try once to lease GPUs for the slot: its own slice, else any others that are free.

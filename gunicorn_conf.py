@@ -23,13 +23,10 @@ from gpupool.settings import read_settings as _read_settings
 # What cannot work is refused here, with one line and exit code 2.
 _preflight.refuse_or_return()
 
-_settings = _read_settings()
-_dispatcher = _hooks.shared_dispatcher()
-if not _settings.infer_type:
-    _os.environ["INFER_TYPE"] = _preflight.default_infer_type(_dispatcher)
-    _settings = _read_settings()
+# Read again by a reload, which keeps the slices, their leases and the scoreboard.
+_settings = _preflight.with_engine(_read_settings(), _hooks.shared_dispatcher())
+_dispatcher = _hooks.shared_dispatcher().with_settings(_settings)
 _scoreboard = _hooks.shared_scoreboard(len(_dispatcher.slices))
-_mailboxes = _hooks.shared_mailboxes(len(_dispatcher.slices))
 
 # One worker per slice, each with threads that wait for its engine.
 bind = _hooks.bind_address(_settings)
@@ -65,10 +62,14 @@ def on_starting(server: _Any) -> None:
     _master.adopt(server, _settings, _dispatcher, _scoreboard)
 
 
+def on_reload(server: _Any) -> None:
+    """Master, after a SIGHUP has run this file again."""
+    server.offered = _settings
+
+
 def pre_fork(server: _Any, worker: _Any) -> None:
-    """Master, before each fork: the lowest slot that no living worker has."""
-    index = _hooks.free_row(server.WORKERS.values(), _scoreboard)
-    worker.claim(index, _scoreboard, _mailboxes)
+    """Master, before each fork: the worker's slot, and a row of the scoreboard."""
+    server.seat(worker)
 
 
 def post_fork(server: _Any, worker: _Any) -> None:

@@ -172,9 +172,11 @@ class Admission:
         return own, siblings
 
     def _view(self, index: int, row: Row, waiting: int) -> View:
+        # A worker that was forked before its slot's back-off is over waits for that.
+        is_backing_off = row.state == "failed" and row.not_before > 0 and not row.ready_since
         return View(
             index=index,
-            state=row.state,
+            state="waiting" if is_backing_off else row.state,
             is_ready=row.is_ready,
             slots=row.slots,
             running=row.running,
@@ -186,7 +188,8 @@ class Admission:
 
     def _run(self, conn: Connection, own: View) -> None:
         """Here; in a worker that cannot any more, by its successor, who opens its mailbox."""
-        if own.is_ready or not self.has_successor or not self._hand_over(conn, self._index):
+        is_left_to_next = self.has_successor or own.state == "failed"
+        if own.is_ready or not is_left_to_next or not self._hand_over(conn, self._index):
             self._start(conn)
 
     def _start(self, conn: Connection) -> None:

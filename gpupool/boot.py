@@ -6,14 +6,16 @@ the heartbeat goes on however long it takes.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from dispatcher import GPUDispatcher, Grant, Lease
 from gpupool import guardian
-from gpupool.errors import NotGranted
+from gpupool.errors import ConfigError, NotGranted
 from gpupool.partition import Slice
 from gpupool.replica import Replica
 from gpupool.scoreboard import Row
@@ -21,17 +23,25 @@ from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S = (1, 5, 30, 120)
-LEASE_RETRY_S = 1.0
+LEASE_RETRY_S = (0.05, 0.2, 1.0)  # a dead predecessor's guardian lets go within moments
+PREDECESSOR_POLL_S = 0.05
 MEMORY_FREE_TIMEOUT_S = 30.0
 
 
 class Boot:
     """One boot; lives as long as the worker, since it holds the lease."""
 
-    def __init__(self, slot: int, row: Row, settings: Settings, dispatcher: GPUDispatcher) -> None:
+    def __init__(
+        self,
+        slot: int,
+        row: Row,
+        predecessor: Row,
+        settings: Settings,
+        dispatcher: GPUDispatcher,
+    ) -> None:
         self._slot = slot
         self._row = row
+        self._predecessor = predecessor
         self._settings = settings
         self._dispatcher = dispatcher
         self._lease: Lease | None = None
@@ -41,8 +51,8 @@ class Boot:
         self._hold(dispatcher.acquire(slot))
 
     def start(self, replica: Replica, on_failed: Callable[[], None]) -> None:
-        """Load on a thread. `on_failed` is called after a failed load and its back-off: the
-        worker then leaves, and the master forks a successor."""
+        """Load on a thread. `on_failed` is called after a failed load: the worker then leaves,
+        and the master forks a successor in its time."""
         self._replica = replica
         self._on_failed = on_failed
         threading.Thread(target=self._run, name="boot", daemon=True).start()
@@ -79,19 +89,34 @@ class Boot:
 
     def _run(self) -> None:
         try:
+            if not self._await_turn():
+                return
             lease = self._await_lease()
             if lease is None:
                 return
             self._replica.load(lease.slice, self._settings)
-            self._row.failures = 0
         except BaseException as error:
             log.exception("worker %d could not load its engine", self._slot)
-            self._back_off(error)
+            self._fail(error)
+
+    def _await_turn(self) -> bool:
+        """Wait for the end of the slot's back-off and of the worker before; False if the worker
+        is stopped first. A worker is only forked that early so that somebody takes requests."""
+        while (left_s := self._row.not_before - time.monotonic()) > 0:
+            self._replica.enter("failed", f"next try in {left_s:.0f} s")
+            if self._stopping.wait(min(left_s, 1.0)):
+                return False
+        if self._predecessor.pid:
+            self._replica.enter("waiting", f"for the end of process {self._predecessor.pid}")
+        while self._predecessor.pid:
+            if self._stopping.wait(PREDECESSOR_POLL_S):
+                return False
+        return True
 
     def _await_lease(self) -> Lease | None:
         """A lease on GPUs whose memory is free, as soon as there is one; None if the worker is
         stopped first. To wait is no failure and counts no back-off."""
-        while True:
+        for count in itertools.count():
             if self._lease is None:
                 grant = self._dispatcher.acquire(self._slot)
                 self._hold(grant)
@@ -105,8 +130,9 @@ class Boot:
                 except NotGranted as error:
                     self._give_back(self._lease)
                     self._report_waiting(str(error))
-            if self._stopping.wait(LEASE_RETRY_S):
-                return None
+            if self._stopping.wait(LEASE_RETRY_S[min(count, 2)]):
+                break
+        return None
 
     def _give_back(self, lease: Lease) -> None:
         self._lease = None
@@ -119,17 +145,9 @@ class Boot:
             log.warning("worker %d waits for its GPUs: %s", self._slot, reason)
             self._replica.enter(state, reason)
 
-    def _back_off(self, error: BaseException) -> None:
-        """Publish the failure and wait; the slice keeps its count over its workers' lives."""
-        self._row.failures += 1
+    def _fail(self, error: BaseException) -> None:
+        """Publish why, and make room for the next worker."""
+        self._row.is_permanent = isinstance(error, ConfigError)
         self._row.describe(last_error=f"{type(error).__name__}: {error}")
         self._replica.fail(error)
-        delay_s = BACKOFF_S[min(self._row.failures, len(BACKOFF_S)) - 1]
-        log.warning(
-            "worker %d failed %d time(s) in a row; next try in %d s",
-            self._slot,
-            self._row.failures,
-            delay_s,
-        )
-        self._stopping.wait(delay_s)
         self._on_failed()

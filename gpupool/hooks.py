@@ -6,11 +6,12 @@ import logging
 import os
 import resource
 import signal
-from collections import Counter
+import time
 from collections.abc import Iterable
 from functools import cache
 
 from dispatcher import GPUDispatcher
+from gpupool.backoff import Record
 from gpupool.mailbox import Mailboxes
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings, read_settings
@@ -74,16 +75,10 @@ def shared_mailboxes(num_slots: int) -> Mailboxes:
     return Mailboxes(len(shared_scoreboard(num_slots)))
 
 
-def free_row(workers: Iterable[PoolWorker], scoreboard: Scoreboard) -> int:
-    """A row that no living worker has, of the slot with the fewest. While a reload keeps old
-    workers beside new ones, each slot so gets one of each, and the new one waits for the old
-    one's GPUs."""
-    living = list(workers)
-    taken = {worker.row_index for worker in living}
-    holders = Counter(worker.slot for worker in living)
-    slot = min(range(scoreboard.num_slots), key=lambda slot: holders[slot])
-    free = [index for index in scoreboard.rows_of(slot) if index not in taken]
-    return free[0]
+def free_row(workers: Iterable[PoolWorker], scoreboard: Scoreboard, slot: int) -> int:
+    """A row of the slot that no living worker has."""
+    taken = {worker.row_index for worker in workers}
+    return [index for index in scoreboard.rows_of(slot) if index not in taken][0]
 
 
 def note_exit(worker: PoolWorker) -> None:
@@ -92,7 +87,33 @@ def note_exit(worker: PoolWorker) -> None:
     worker.row.restarts += 1
     worker.row.pid = 0
     worker.row.enter("starting")
-    log.info("worker %d ended pid=%s", worker.slot, worker.pid)
+
+
+def show_error(scoreboard: Scoreboard, slot: int, reason: str) -> None:
+    """Why a slot's worker failed, on the row that is shown while the slot has none."""
+    row = scoreboard[scoreboard.rows_of(slot)[0]]
+    if not row.pid:
+        row.describe(last_error=reason)
+
+
+def show_back_off(scoreboard: Scoreboard, slot: int, record: Record) -> None:
+    """When a slot without a worker gets its next one."""
+    row = scoreboard[scoreboard.rows_of(slot)[0]]
+    left_s = record.not_before - time.monotonic()
+    if left_s > 0:
+        if row.state != "failed":
+            row.enter("failed")
+        row.failures = record.failures
+        row.describe(phase=f"next try in {left_s:.0f} s")
+
+
+def hopeless_reason(scoreboard: Scoreboard) -> str:
+    """Why the service ends, in one line."""
+    errors = [scoreboard[slot].last_error for slot in range(scoreboard.num_slots)]
+    if len(set(errors)) == 1:
+        return f"no worker can ever be ready: {errors[0]}"
+    each = "; ".join(f"worker {slot}: {error}" for slot, error in enumerate(errors))
+    return f"no worker can ever be ready: {each}"
 
 
 def kill_group(pid: int, number: int) -> None:

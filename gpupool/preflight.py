@@ -38,18 +38,28 @@ def refuse_or_return() -> None:
     os.environ["GPUPOOL_CHECKED"] = mark
 
 
-def check(settings: Settings) -> None:
-    """Raise ConfigError for the first thing that cannot be."""
+def check(settings: Settings, *, is_running: bool = False) -> None:
+    """Raise ConfigError for the first thing that cannot be. A running pool has its port and its
+    slices, and its engine's type was found."""
     if not settings.model_name:
         raise ConfigError(
             "no model given; use --model_name (HF_MODEL_NAME) with a local folder, a .gguf file "
             "or a Hugging Face id"
         )
-    dispatcher = GPUDispatcher.for_settings(settings)
-    _check_quorum(settings, len(dispatcher.slices))
-    _check_port(settings)
-    infer_type = settings.infer_type or default_infer_type(dispatcher)
+    infer_type = settings.infer_type
+    if not is_running:
+        dispatcher = GPUDispatcher.for_settings(settings)
+        _check_quorum(settings, len(dispatcher.slices))
+        _check_port(settings)
+        infer_type = infer_type or default_infer_type(dispatcher)
     import_engine(infer_type).check(settings, settings.per_proc_gpus)
+
+
+def with_engine(settings: Settings, dispatcher: GPUDispatcher) -> Settings:
+    """The settings with an engine's type, if they have none."""
+    if settings.infer_type:
+        return settings
+    return settings.model_copy(update={"infer_type": default_infer_type(dispatcher)})
 
 
 def default_infer_type(dispatcher: GPUDispatcher) -> str:
@@ -131,7 +141,7 @@ def main() -> int:
     """Check this process's environment."""
     try:
         with _silence():
-            check(read_settings())
+            check(read_settings(), is_running=sys.argv[1:] == ["--running"])
     except ConfigError as error:
         print(f"gpupool: error: {error}", file=sys.stderr)
         return EXIT_REFUSED

@@ -48,9 +48,14 @@ class Replica:
             self._settings = read_settings()
         return self._settings
 
+    def adopt(self, settings: Settings) -> None:
+        """Use these settings, not this process's environment: after a reload that was given up,
+        the YAML file says something else."""
+        self._settings = settings
+
     def load(self, gpu_slice: Slice, settings: Settings) -> None:
         """Boot the engine and block until it is ready; raises what the engine raised."""
-        self._settings = settings
+        self.adopt(settings)
         self.slot, self.gpus = gpu_slice.slot, gpu_slice.gpus
         load = load_times.load_of(settings, gpu_slice)
         self.estimate_s = load_times.read(load)

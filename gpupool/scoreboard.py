@@ -41,12 +41,15 @@ class Row(ctypes.Structure):
         ("waiting", ctypes.c_uint32),  # requests in this worker's part of the room
         ("failures", ctypes.c_uint32),  # loads that failed in a row
         ("restarts", ctypes.c_uint32),
+        ("is_permanent", ctypes.c_uint32),  # whether trying the failed load again is for nothing
         ("served", ctypes.c_uint64),
         ("received", ctypes.c_uint64),  # requests that siblings handed over and that arrived
         ("oldest", ctypes.c_double),  # since when the first of the waiting waits
         ("mean_run_s", ctypes.c_double),  # moving average of how long a request runs
         ("heartbeat", ctypes.c_double),
         ("since", ctypes.c_double),  # when the state began
+        ("ready_since", ctypes.c_double),  # when this worker became ready; 0 before
+        ("not_before", ctypes.c_double),  # when this worker may load; set by the master
         ("fraction", ctypes.c_double),  # of the phase, negative where unknown
         ("estimate_s", ctypes.c_double),  # of the whole load, negative where unknown
         ("_phase", ctypes.c_char * 256),
@@ -84,6 +87,8 @@ class Row(ctypes.Structure):
     def enter(self, state: str) -> None:
         """Begin a state."""
         self.since = self.heartbeat = time.monotonic()
+        if state == "ready":
+            self.ready_since = self.since
         self.state_index = STATES.index(state)
 
     def describe(
@@ -144,7 +149,8 @@ class Scoreboard:
         """Make the row a new worker's; its counters outlive the worker before (master)."""
         row = self._rows[index]
         row.pid = row.slots = row.running = row.waiting = 0
-        row.mean_run_s = 0.0
+        row.mean_run_s = row.ready_since = row.not_before = 0.0
+        row.is_permanent = 0
         row.estimate_s = -1.0
         self.vitals.clear(index)
         row.describe(phase="", gpus=())

@@ -127,6 +127,12 @@ class Settings(BaseSettings):
         description="an engine with work that completes no step for this long is replaced, even if "
         "it computes; one that does not even compute, after 10 s",
     )
+    load_timeout_s: int = Field(
+        default=3600,
+        ge=0,
+        description="a load that takes longer is ended and tried again; 0: no limit, for a first "
+        "download that takes hours",
+    )
     lock_dir: Path | None = Field(
         default=None,
         description="directory of the GPU leases, shared by all services and users",

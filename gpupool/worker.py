@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ from dispatcher import GPUDispatcher
 from gpupool import call
 from gpupool.admission import Admission
 from gpupool.api import CONTROL_PATHS, waits_for_model
-from gpupool.boot import BACKOFF_S, Boot
+from gpupool.boot import Boot
 from gpupool.disconnect import HangupWatcher
 from gpupool.engine_watch import EngineWatch, end_hung_engine
 from gpupool.errors import EngineDead, Moved, RequestError
@@ -43,7 +44,9 @@ from gpupool.slots import Slots
 
 log = logging.getLogger(__name__)
 
-ENGINE_FAILED = 70  # any code but gunicorn's 3 and 4, which stop the whole service
+ENGINE_FAILED = 70  # the row's last_error says why
+SIGNALS_HELD = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGABRT, signal.SIGUSR1)
+"""Blocked by the master round the fork, until the worker has its own handlers."""
 NUM_CONTROL_THREADS = 4
 SEND_TIMEOUT_S = 60
 CONTROL_SEND_TIMEOUT_S = 2  # a few kilobytes; a client that does not take them must not hold one
@@ -98,10 +101,13 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """
         self.settings = settings
         try:
-            self.boot = Boot(self.slot, self.row, settings, dispatcher)
-        except Exception:
+            mine = self.row_index
+            other = next(i for i in self.scoreboard.rows_of(self.slot) if i != mine)
+            predecessor = self.scoreboard[other]
+            self.boot = Boot(self.slot, self.row, predecessor, settings, dispatcher)
+        except Exception as error:
             log.exception("worker %d could not settle", self.slot)
-            time.sleep(BACKOFF_S[0])
+            self.row.describe(last_error=f"{type(error).__name__}: {error}")
             os._exit(ENGINE_FAILED)
 
     # The life of the process.
@@ -110,6 +116,14 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         """Runs gunicorn's whole worker life; returns when the worker is done."""
         self.control_pool = ThreadPoolExecutor(NUM_CONTROL_THREADS, "control")
         super().init_process()
+
+    def init_signals(self) -> None:
+        """gunicorn's handlers; what came since the fork arrives now. A SIGHUP or SIGUSR2 that was
+        meant for the master would end the worker."""
+        super().init_signals()
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_HELD)
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """Handler threads, made as they are needed."""
@@ -124,6 +138,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self.replica = self.app.extensions["gpupool"]
         self.totals = self.scoreboard.totals[self.row_index]
         self.app.extensions["gpupool.totals"] = self.totals
+        self.replica.adopt(self.settings)
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
     def run(self) -> None:
@@ -165,9 +180,12 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
         self._next_check = 0.0
         self._is_hung = False
         self._watch = EngineWatch(self.settings.stall_timeout_s, lambda: self.row.gpus)
-        self.boot.start(self.replica, on_failed=self._leave)
+        if self.alive:
+            self.boot.start(self.replica, on_failed=self._leave)
         Meter(self.scoreboard.vitals, self.row_index, lambda: self.boot.leased).start()
         super().run()
+        if not self.exit_code:
+            self.row.enter("draining")  # so the master knows that this end was asked for
         if not self._is_hung:
             self.replica.close()
         if self.exit_code:
@@ -177,6 +195,7 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """Stop at once; the guardian ends the engine's processes."""
+        self.row.enter("draining")
         self.cfg.worker_int(self)
         os._exit(0)
 

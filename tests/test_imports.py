@@ -15,7 +15,9 @@ ENTRY_POINTS = {"gunicorn_conf", "vllm_url_m", "transformers_url_m", "llama_cpp_
 ENTRY_POINTS |= {"plugin_url_m"}
 
 ENGINE_FREE = {"gpupool.engines", "gpupool.engines.base"}
-PURE = {
+PURE: dict[str, set[str]] = {
+    "gpupool.backoff": set(),
+    "gpupool.roll": set(),
     "gpupool.partition": {"gpupool.gpus"},
     "gpupool.api.params": {
         "gpupool.capabilities",
@@ -26,6 +28,7 @@ PURE = {
 }
 MASTER = {"gunicorn_conf", "dispatcher", "gpupool.hooks", "gpupool.master", "gpupool.worker"}
 MASTER |= {"gpupool.preflight", "gpupool.gpu_guard", "gpupool.gpu_watch", "gpupool.notify"}
+MASTER |= {"gpupool.life", "gpupool.reload", "gpupool.reloader"}
 
 
 def module_name(path: Path) -> str:

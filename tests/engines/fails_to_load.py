@@ -1,4 +1,5 @@
-"""Fails to load until the file named by its one argument exists."""
+"""Fails to load until the file named by its first argument exists; with a second one, only the
+worker of that slot does."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from tests.engines.scripted import ScriptedEngine
 class FailsToLoad(ScriptedEngine):
     def __init__(self, settings: Settings, gpu_slice: Slice) -> None:
         super().__init__(settings.model_copy(update={"engine_args": ()}), gpu_slice)
-        self._permit = Path(settings.engine_args[0])
+        permit, *slots = settings.engine_args
+        self._fails = not Path(permit).exists() and slots in ([], [str(gpu_slice.slot)])
 
     def load(self, report: Report) -> None:
-        if not self._permit.exists():
+        if self._fails:
             raise RuntimeError("the disk is on fire")
         super().load(report)
