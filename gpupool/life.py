@@ -57,7 +57,7 @@ class Life:
         # A worker that waits for the end of a back-off was in this state before.
         has_failed = row.state == "failed" and row.since > row.not_before
         if has_failed and lasts_s > patience_s:
-            return row.last_error
+            return row.last_error or "it failed"
         return None
 
 

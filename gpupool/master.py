@@ -101,15 +101,18 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
     def _observe(self) -> None:
         """Take over what the workers published."""
         for life in self.lives.values():
-            if life.row.ready_since and not life.was_ready:
-                life.was_ready = life.edition.was_ready = True
-                self.backoff.note_ready(life.slot)
-                life.row.failures = 0
+            self._note_ready(life)
             if life.row.state == "draining" and not life.is_told:
                 self._expect_end(life, self._patience_s)  # an operator's kill
         for slot in range(self.scoreboard.num_slots):
             if not self.living_on(slot):
                 hooks.show_back_off(self.scoreboard, slot, self.backoff[slot])
+
+    def _note_ready(self, life: Life) -> None:
+        if life.row.ready_since and not life.was_ready:
+            life.was_ready = life.edition.was_ready = True
+            self.backoff.note_ready(life.slot)
+            life.row.failures = 0
 
     def _end_overdue(self) -> None:
         for life in list(self.lives.values()):
@@ -146,7 +149,9 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
         try:
             pid = self.spawn_worker()
         except OSError as error:
-            self._note_failure(slot, f"no worker can be forked: {error}")
+            reason = f"no worker can be forked: {error}"
+            self._note_failure(slot, reason)
+            hooks.show_error(self.scoreboard, slot, reason)
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -216,6 +221,7 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
 
     def _note_end(self, pid: int, status: int) -> None:
         worker, life = self.WORKERS.pop(pid), self.lives.pop(pid)
+        self._note_ready(life)  # it may have been for less than a turn
         end = End.of(life, status)
         worker.tmp.close()
         self.cfg.child_exit(self, worker)

@@ -163,7 +163,8 @@ class Reloader:
         is_old_told = is_stuck = False
         living = self._master.living_on(slot)
         for life in living:
-            state = "ready" if life.row.is_ready else life.row.state
+            is_silent = life.row.state == "ready" and not life.row.is_ready
+            state = "silent" if is_silent else life.row.state
             if life.edition is self._next:
                 new = state
             else:

@@ -14,7 +14,8 @@ from enum import Enum
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """One slot as the roll sees it; workers' states as on the scoreboard, None: no worker."""
+    """One slot as the roll sees it; workers' states as on the scoreboard, "silent" for a ready one
+    whose main loop hangs, None: no worker."""
 
     slot: int
     old: str | None = None  # the worker with the settings before

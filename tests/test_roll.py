@@ -106,8 +106,9 @@ def test_nobody_is_told_to_end_before_the_successor_can_take_connections() -> No
     assert roll.next_step([SlotView(0, old="ready", new="waiting")]) == Step(Act.RETIRE, 0)
 
 
-def test_workers_that_do_not_serve_are_replaced_first() -> None:
-    steps = play(Pool([Slot(0), Slot(1, "loading"), Slot(2)]), [0, 2])
+@pytest.mark.parametrize("state", ["starting", "loading", "silent", "failed"])
+def test_workers_that_do_not_serve_are_replaced_first(state: str) -> None:
+    steps = play(Pool([Slot(0), Slot(1, state), Slot(2)]), [0, 2])
     assert steps[0] == Step(Act.FORK, 1)
 
 
