@@ -102,7 +102,7 @@ def sleeps_under_probes(folder: Path) -> End:
 
 
 def ends_no_request(folder: Path) -> End:
-    with open_case(folder, "ignores_die:IgnoresDie", "--graceful_timeout_s", "1") as case:
+    with open_case(folder, "ignores_die:IgnoresDie") as case:
         return case.end(case.ask())
 
 
