@@ -1,4 +1,4 @@
-"""Sleeps for ever at the first step, and so does whoever tells it to die."""
+"""Sleeps for ever at the first step, and so does whoever tells it to die after that."""
 
 from __future__ import annotations
 
@@ -9,4 +9,6 @@ from tests.engines.sleeps_for_ever import SleepsForEver
 
 class IgnoresDie(SleepsForEver):
     def die(self) -> None:
-        threading.Event().wait()
+        if self._running:
+            threading.Event().wait()
+        super().die()

@@ -39,7 +39,7 @@ def await_moment(pool: Pool, moment: str, slot: int = 0) -> None:
         if moment == "loading":
             group = procfs.group_members(worker["pid"]) if worker["pid"] else []
             return worker["state"] == "loading" and len(group) == 2
-        is_busy = worker["inflight"] > 1  # one may be this very look
+        is_busy = worker["inflight"] > 0
         return worker["state"] == "ready" and (is_busy or moment == "idle")
 
     wait_until(has_come, 60, f"a worker that is {moment}")
@@ -99,26 +99,29 @@ def traffic(pool: Pool) -> Iterator[None]:
             stop.set()
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(30, marks=[pytest.mark.slow])])
+@pytest.mark.parametrize("num_pools", [1, pytest.param(20, marks=[pytest.mark.slow])])
 @pytest.mark.timeout(900)
 def test_a_worker_killed_at_any_moment_leaves_nothing_and_comes_back(
-    tmp_path: Path, rounds: int
+    tmp_path: Path, num_pools: int
 ) -> None:
-    with (
-        fake_machine(tmp_path, gpus=2) as machine,
-        Pool(tmp_path, *HAS_CHILD, *SLOW, env=machine.env()) as pool,
-    ):
-        pool.wait_ready(workers=2)
-        for moment in ("idle", "loading", "running") * rounds:
-            with traffic(pool) if moment == "running" else nullcontext():
-                await_moment(pool, moment)
-                victims = group(pool, 0)
-                assert len(victims) == 2
-                kill(victims[0])
-                assert seconds_until_gone(victims) < GONE_S
-        pool.wait_ready(workers=2, deadline_s=60)
-        assert [worker["gpus"] for worker in pool.workers()] == [[uuid_of(0)], [uuid_of(1)]]
-        assert pool.infer("abc", max_tokens=3) == ["abc"]
+    with fake_machine(tmp_path, gpus=2) as machine:
+        # Not more often in each: a worker that dies again and again waits longer each time.
+        for _ in range(num_pools):
+            with Pool(tmp_path, *HAS_CHILD, *SLOW, env=machine.env()) as pool:
+                kill_at_each_moment(pool.wait_ready(workers=2))
+
+
+def kill_at_each_moment(pool: Pool) -> None:
+    for moment in ("idle", "loading", "running"):
+        with traffic(pool) if moment == "running" else nullcontext():
+            await_moment(pool, moment)
+            victims = group(pool, 0)
+            assert len(victims) == 2
+            kill(victims[0])
+            assert seconds_until_gone(victims) < GONE_S
+    pool.wait_ready(workers=2, deadline_s=60)
+    assert [worker["gpus"] for worker in pool.workers()] == [[uuid_of(0)], [uuid_of(1)]]
+    assert pool.infer("abc", max_tokens=3) == ["abc"]
 
 
 def test_a_killed_worker_costs_the_others_nothing(tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_a_killed_worker_costs_the_others_nothing(tmp_path: Path) -> None:
     ):
         pool.wait_ready(workers=2)
         answers = [threads.submit(ask_long, pool) for _ in range(8)]
-        wait_until(lambda: sum(w["inflight"] for w in pool.workers()) > 8, 10, "eight requests")
+        wait_until(lambda: sum(w["inflight"] for w in pool.workers()) >= 8, 10, "eight requests")
         victim, other = pool.workers()
         kill(victim["pid"])
         num_safe = 8 - victim["inflight"]
