@@ -23,7 +23,7 @@ from tests.server.engines import engine_pool
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(600)]
 
-LONG = {"instances": "Once upon a time", "params": {"max_tokens": 1900, "ignore_eos": True}}
+LONG = {"instances": "Once upon a time", "params": {"max_tokens": 400, "ignore_eos": True}}
 NAMES = {"vllm": "VLLM::EngineCor", "llama_cpp": "gpupool-llama"}
 
 
@@ -32,7 +32,6 @@ class Death:
     """One death: what the client of the running request got, and how long each thing took."""
 
     answer: tuple[int, Any] | None = None
-    answered_s: float = 0.0
     gone_s: float = 0.0
     replaced_s: float = 0.0
     last_error: str = ""
@@ -51,10 +50,10 @@ class Life:
         """Every death once; the pool that was killed while loading is started again."""
         with ExitStack() as self._stack:
             self._open()
-            self._strike("stopped engine", signal.SIGSTOP)
-            self._kill_worker_while_loading()
-            self._await_ready()
+            answer = self._strike("stopped engine", signal.SIGSTOP)
+            self.deaths["stopped engine"].answer = answer.result(240)
             self._strike("killed engine", signal.SIGKILL)
+            self._kill_worker_while_loading()
             self._await_loading()
             self._kill_all("all while loading")
             self._open()
@@ -71,24 +70,23 @@ class Life:
     def _ask(self) -> Future[tuple[int, Any]]:
         """A request that has run for a moment when this returns."""
         answer = self._threads.submit(self._pool.post, "/infer", LONG)
-        wait_until(lambda: self._pool.workers()[0]["inflight"] > 1, 20, "a request in flight")
+        wait_until(lambda: self._pool.workers()[0]["inflight"] > 0, 20, "a request in flight")
         assert self._pool.infer("a", max_tokens=2)  # beside it, so that it has been computing
         return answer
 
-    def _strike(self, name: str, number: int) -> None:
+    def _strike(self, name: str, number: int) -> Future[tuple[int, Any]]:
         """Signal the engine's process while it runs a request."""
         answer, worker = self._ask(), self._worker()
         group = [process.pid for process in procfs.group_members(worker)]
         os.kill(self._engine_process(worker), number)
         began, death = time.monotonic(), Death()
-        death.answer = answer.result(30)
-        death.answered_s = time.monotonic() - began
         wait_until(lambda: not any(map(is_alive, group)), 30, "the end of the old worker")
         death.gone_s = time.monotonic() - began
         wait_until(lambda: self._has_another(worker), 30, "a new worker")
         death.replaced_s = time.monotonic() - began
         death.last_error = self._pool.workers()[0]["last_error"]
         self.deaths[name] = death
+        return answer
 
     def _engine_process(self, worker: int) -> int:
         members = procfs.group_members(worker)
@@ -156,18 +154,16 @@ def test_a_stopped_engine_is_gone_and_its_worker_replaced_within_5_s(
     assert "is stopped (SIGSTOP) with 1 sequence in flight" in death.last_error
 
 
-@pytest.mark.parametrize("name", ["stopped engine", "killed engine"])
-def test_a_request_in_an_engine_that_is_lost_gets_a_503(
-    deaths: dict[str, Death], name: str
+def test_a_request_in_an_engine_that_is_lost_is_answered_by_the_next(
+    deaths: dict[str, Death],
 ) -> None:
-    answer = deaths[name].answer
+    answer = deaths["stopped engine"].answer
     assert answer is not None
-    assert answer[0] == 503
-    assert answer[1]["error"]["type"] == "unavailable_error"
+    assert answer[0] == 200
+    assert len(answer[1][0]) > 400
 
 
-def test_the_end_of_an_engines_process_is_told_at_once(deaths: dict[str, Death]) -> None:
-    assert deaths["killed engine"].answered_s < 2
+def test_the_end_of_an_engines_process_is_told(deaths: dict[str, Death]) -> None:
     assert "SIGKILL" in deaths["killed engine"].last_error
 
 
