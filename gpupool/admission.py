@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import Protocol
 
 from gpupool.api import may_be_refused
 from gpupool.balancer import ON_ITS_WAY, View, ask_whom, pick
 from gpupool.call import Call, History
 from gpupool.disconnect import HangupWatcher
-from gpupool.errors import EngineDead, Overloaded, RequestError
+from gpupool.errors import EngineDead, Overloaded
+from gpupool.host import Host
 from gpupool.intake import Connection
 from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.room import Room
@@ -28,32 +28,6 @@ ASK_AGAIN_S = 0.05
 MAX_MESSAGES_A_TURN = 64
 MAX_MOVES = 2
 RETRY_AFTER_S = 1
-
-
-class Host(Protocol):
-    """What admission asks of its worker; all on the main thread."""
-
-    def answer(self, conn: Connection) -> None:
-        """Answer a request on a handler thread."""
-
-    def refuse(self, conn: Connection, error: RequestError) -> None:
-        """Answer a request with an error, at once."""
-
-    def hang_up(self, conn: Connection) -> None:
-        """Close a connection without an answer, or after it was handed over."""
-
-    def adopt(self, sock: socket.socket, client: object, server: object) -> Connection:
-        """Take over a connection that another worker accepted."""
-
-    def read(self, conn: Connection) -> None:
-        """Read the next request of a connection that has bytes."""
-
-    def open_lane(self, sock: socket.socket, copy: Message) -> None:
-        """Serve a sibling's batch. With a descriptor, `copy` is the whole request, to be
-        answered here if the sibling is killed."""
-
-    def keep(self, conn: Connection) -> None:
-        """Wait for the next request of a connection that has none."""
 
 
 class Admission:
@@ -283,6 +257,8 @@ class Admission:
             self._host.keep(self._adopt(message))
         elif message.kind == "ask":
             self._answer_ask(message.sender, message.fields["count"])
+        elif message.kind == "metrics":
+            self._host.tell_metrics(socket.socket(fileno=message.fds.pop()))
         elif message.kind == "fanout":
             self._host.open_lane(socket.socket(fileno=message.fds.pop(0)), message)
             return

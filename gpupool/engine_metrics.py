@@ -11,6 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gpupool.engines.base import Measured
+from gpupool.replica import Replica
+
 log = logging.getLogger(__name__)
 
 OURS = "gpupool_"
@@ -90,3 +93,15 @@ def _label(line: str, worker: str) -> tuple[str, str]:
 def _keep_apart(label: re.Match[str]) -> str:
     name = "exported_worker" if label[1] == "worker" else label[1]
     return name + label[2]
+
+
+def engine_text(replica: Replica) -> str:
+    """What this worker's engine tells; empty if it is not loaded or tells nothing."""
+    engine = replica.engine
+    if not isinstance(engine, Measured):
+        return ""
+    try:
+        return engine.metrics_text()
+    except Exception:
+        log.exception("the engine could not tell its metrics")
+        return ""

@@ -248,6 +248,14 @@ class Intake:
             "per request, or start the pool with a larger --max_body_bytes"
         )
 
+    def drop_oldest_idle(self) -> None:
+        """Close the connection that has been silent longest, if there is one."""
+        conn = next(iter(self._idle), None)
+        if conn is not None:
+            del self._idle[conn]
+            self._poller.unregister(conn.sock)
+            self._on_close(conn)
+
     def take_idle(self) -> list[Connection]:
         """Stop watching the connections that have sent nothing yet."""
         idle = list(self._idle)

@@ -42,7 +42,6 @@ class Row(ctypes.Structure):
         ("failures", ctypes.c_uint32),  # loads that failed in a row
         ("restarts", ctypes.c_uint32),
         ("is_permanent", ctypes.c_uint32),  # whether trying the failed load again is for nothing
-        ("served", ctypes.c_uint64),
         ("received", ctypes.c_uint64),  # requests that siblings handed over and that arrived
         ("oldest", ctypes.c_double),  # since when the first of the waiting waits
         ("mean_run_s", ctypes.c_double),  # moving average of how long a request runs

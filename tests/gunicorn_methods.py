@@ -27,11 +27,12 @@ from gunicorn.workers.workertmp import WorkerTmp
 
 from gpupool.intake import Connection
 from gpupool.master import PoolArbiter
+from gpupool.serving import ServingWorker
 from gpupool.worker import PoolWorker
 
 TABLE = Path(__file__).with_suffix(".json")
 
-OURS = (PoolArbiter, PoolWorker, Connection)
+OURS = (PoolArbiter, PoolWorker, ServingWorker, Connection)
 
 RELIED_ON: dict[str, tuple[Any, ...]] = {
     "gpupool/master.py": (
@@ -63,7 +64,7 @@ RELIED_ON: dict[str, tuple[Any, ...]] = {
         WSGIApplication.load_config,
         WSGIApplication.load,
     ),
-    "gpupool/worker.py": (
+    "gpupool/serving.py": (
         Worker.init_process,
         Worker.handle_usr1,
         Worker.handle_abort,

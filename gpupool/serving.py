@@ -1,0 +1,298 @@
+"""The part of the worker that serves: connections, requests, handler threads (worker).
+
+Overrides only the methods that gunicorn's ThreadWorker offers; run() and handle_request() stay its
+own. `intake` reads, `admission` decides, this lets handler threads answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import selectors
+import socket
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from gunicorn.workers.gthread import ThreadWorker
+
+from gpupool import call
+from gpupool.admission import Admission
+from gpupool.api import CONTROL_PATHS, waits_for_model
+from gpupool.disconnect import HangupWatcher
+from gpupool.errors import Moved, RequestError
+from gpupool.fanout import Fanout
+from gpupool.http_error import send_error
+from gpupool.inquiry import Inquiry, tell
+from gpupool.intake import Connection, Intake
+from gpupool.keys import KeyRing
+from gpupool.lane import Lane
+from gpupool.mailbox import Mailboxes, Message, close_all
+from gpupool.replica import Replica
+from gpupool.scoreboard import Row, Scoreboard
+from gpupool.settings import Settings
+from gpupool.slots import Slots
+
+log = logging.getLogger(__name__)
+
+NUM_CONTROL_THREADS = 4
+SEND_TIMEOUT_S = 60
+CONTROL_SEND_TIMEOUT_S = 2  # a few kilobytes; a client that does not take them must not hold one
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class ServingWorker(ThreadWorker):  # type: ignore[misc]
+    """Answers requests with a replica that somebody else loads. Main thread only, unless it says
+    otherwise."""
+
+    settings: Settings
+    scoreboard: Scoreboard
+    mailboxes: Mailboxes
+    replica: Replica
+    row: Row
+    row_index = 0
+    slot = 0
+    alive: bool
+    keepalived_conns: deque[Connection]
+    app: Any
+    wsgi: Any
+    admission: Admission
+
+    def check_engine(self) -> None:
+        """Look whether the engine still lives; called when a request says that it does not."""
+        raise NotImplementedError
+
+    # Before the first request.
+
+    def init_process(self) -> None:
+        """Runs gunicorn's whole worker life; returns when the worker is done."""
+        self.control_pool = ThreadPoolExecutor(NUM_CONTROL_THREADS, "control")
+        super().init_process()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """Handler threads, made as they are needed."""
+        return ThreadPoolExecutor(self.cfg.threads, "request")
+
+    def load_wsgi(self) -> None:
+        """Import the application, which loads no engine."""
+        super().load_wsgi()
+        self.app = self.wsgi
+        self.wsgi = self._call_app
+        self.app.extensions["gpupool.scoreboard"] = self.scoreboard
+        self.replica = self.app.extensions["gpupool"]
+        self.totals = self.scoreboard.totals[self.row_index]
+        self.app.extensions["gpupool.totals"] = self.totals
+        self.replica.adopt(self.settings)
+
+    def open_for_requests(self) -> None:
+        """Make what requests go through; the poller is there."""
+        self.keys = KeyRing(self.settings.api_key)
+        self.slots = Slots(self.row)
+        self.slots.on_free = lambda: self.method_queue.defer(self.admission.settle)
+        self.app.extensions["gpupool.fanout"] = Fanout(
+            self.replica,
+            self.row_index,
+            self.scoreboard,
+            self.mailboxes,
+            self.settings.max_wait_s,
+        )
+        self.app.extensions["gpupool.inquiry"] = Inquiry(
+            self.scoreboard, self.row_index, self.mailboxes
+        )
+        self.admission = Admission(
+            self,
+            self.row_index,
+            self.scoreboard,
+            self.mailboxes,
+            self.slots,
+            HangupWatcher(self.poller),
+            max_wait_s=self.settings.max_wait_s,
+            max_waiting=self.settings.max_waiting,
+        )
+        self.poller.register(
+            self.mailboxes.receiver(self.row_index),
+            selectors.EVENT_READ,
+            self.open_mailbox,
+        )
+        self.intake = Intake(
+            self.poller,
+            on_request=self.admit,
+            on_close=self.hang_up,
+            max_body_bytes=self.settings.max_body_bytes,
+            read_timeout_s=self.settings.read_timeout_s,
+            idle_timeout_s=self.settings.keepalive_s,
+        )
+
+    # Connections and requests, on the main loop.
+
+    def accept(self, listener: Any) -> bool:
+        """Take one connection; it costs no thread before its request is whole. False: none."""
+        try:
+            sock, client = listener.accept()
+        except OSError as error:
+            if error.errno in OUT_OF_FILES:
+                # The listener stays readable: look away until the next turn of the loop.
+                log.warning("worker %d cannot accept: %s", self.slot, error.strerror)
+                super().set_accept_enabled(False)
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+                raise
+            return error.errno == errno.ECONNABORTED
+        self.intake.watch(self.adopt(sock, client, listener.getsockname()))
+        if self.nr_conns >= self.worker_connections:
+            self._close_oldest_idle()
+        return True
+
+    def _close_oldest_idle(self) -> None:
+        """Who says nothing must not keep out those who ask; gthread stops to accept here."""
+        if self.keepalived_conns:
+            conn = self.keepalived_conns.popleft()
+            self.poller.unregister(conn.sock)
+            self.hang_up(conn)
+        else:
+            self.intake.drop_oldest_idle()
+
+    def adopt(self, sock: socket.socket, client: Any, server: Any) -> Connection:
+        """Take a connection, new or from a sibling."""
+        self.nr_conns += 1
+        return Connection(self.cfg, sock, client, server, self.intake)
+
+    def read(self, conn: Connection) -> None:
+        """Read the next request of a connection that has bytes."""
+        self.intake.read(conn)
+
+    def keep(self, conn: Connection) -> None:
+        """Wait for the next request of a connection that has none."""
+        self.intake.watch(conn)
+
+    def enqueue_req(self, conn: Connection) -> None:
+        """A kept-alive connection has bytes: read on (gthread would take a thread here)."""
+        self.intake.read(conn)
+
+    def admit(self, conn: Connection) -> None:
+        """Decide what happens to a whole request: run now, or wait for the model."""
+        request = conn.parser.request
+        if request is None or request.path in CONTROL_PATHS:
+            self._answer_at_once(conn)
+        elif waits_for_model(request.method, request.path) and self.keys.fit(request.headers):
+            self.admission.admit(conn)
+        else:
+            self.answer(conn)
+
+    def answer(self, conn: Connection) -> None:
+        """Let a handler thread answer."""
+        conn.limit_send(SEND_TIMEOUT_S)
+        self._submit(self.tpool, conn)
+
+    def refuse(self, conn: Connection, error: RequestError) -> None:
+        """Answer with an error, past those who wait for a handler thread."""
+        error.route = conn.parser.request.path
+        conn.parser.error = error
+        self._answer_at_once(conn)
+
+    def _answer_at_once(self, conn: Connection) -> None:
+        conn.limit_send(CONTROL_SEND_TIMEOUT_S)
+        self._submit(self.control_pool, conn)
+
+    def _submit(self, pool: ThreadPoolExecutor, conn: Connection) -> None:
+        future = pool.submit(self._handle, conn)
+        future.add_done_callback(
+            lambda done: self.method_queue.defer(self.finish_request, conn, done)
+        )
+
+    def _call_app(self, environ: Any, start_response: Any) -> Any:
+        answer = self.app(environ, start_response)
+        if call.current_call().is_moved:
+            raise Moved("another worker answers")  # nothing is sent yet
+        return answer
+
+    def _handle(self, conn: Connection) -> Any:
+        with call.answering(conn.call):
+            return self.handle(conn)
+
+    def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
+        """A handler thread is done with its request."""
+        if conn.call.is_moved:
+            self.check_engine()
+            self.admission.move(conn)
+            return
+        self.admission.finish(conn)
+        super().finish_request(conn, fs)
+
+    def hang_up(self, conn: Connection) -> None:
+        """Close a connection; where it was handed over, only this process's end of it."""
+        self.nr_conns -= 1
+        conn.close()
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """Answer what went wrong outside the application in the one error shape, never HTML."""
+        if not isinstance(exc, Moved):
+            route = req.path if req else getattr(exc, "route", "unreadable")
+            send_error(client, exc, lambda status: self.totals.request(route, status))
+
+    # Siblings.
+
+    def open_mailbox(self, _: Any) -> None:
+        """A sibling has sent something."""
+        self.admission.open_mailbox(self.row_index)
+
+    def open_lane(self, sock: socket.socket, copy: Message) -> None:
+        """Serve a sibling's batch on a thread of its own; it counts as a connection, so that a
+        draining worker stays for it."""
+        lane = Lane(sock, self.replica, self.slots, self.totals)
+        self.nr_conns += 1
+
+        def serve() -> None:
+            lane.serve()
+            self.method_queue.defer(self._end_lane, lane, copy)
+
+        threading.Thread(target=serve, name="lane", daemon=True).start()
+
+    def _end_lane(self, lane: Lane, copy: Message) -> None:
+        self.nr_conns -= 1
+        if lane.is_orphaned and copy.fds:
+            log.warning("a worker was killed amid a batch; worker %d answers it", self.slot)
+            self.admission.take_over(copy)
+        close_all(copy.fds)
+
+    def tell_metrics(self, sock: socket.socket) -> None:
+        """A sibling is scraped and asks what this worker's engine tells."""
+        self.control_pool.submit(tell, sock, self.replica)
+
+    def open_orphaned_mailboxes(self) -> None:
+        """A worker may have died with messages unread."""
+        for index, row in enumerate(self.scoreboard):
+            if not row.pid:
+                self.admission.open_mailbox(index)
+
+    def leave_to_siblings(self) -> None:
+        """Before the end: nobody is left behind who is in the listener's queue, who waits, or who
+        may send again."""
+        self._accept_the_queued()
+        self.admission.settle()
+        for conn in self.intake.take_idle():
+            if not self.admission.hand_over_idle(conn):
+                self.intake.watch(conn)
+        self._hand_over_kept_alive()
+
+    def _accept_the_queued(self) -> None:
+        """What the kernel has accepted would be reset when the last worker closes the listener."""
+        for listener in self.sockets:
+            listener.setblocking(False)
+            while self.accept(listener):
+                pass
+            listener.close()
+
+    def _hand_over_kept_alive(self) -> None:
+        kept: deque[Connection] = deque()
+        for conn in self.keepalived_conns:
+            self.poller.unregister(conn.sock)
+            if not self.admission.hand_over_idle(conn):
+                kept.append(conn)
+                self.poller.register(
+                    conn.sock,
+                    selectors.EVENT_READ,
+                    partial(self.on_client_socket_readable, conn),
+                )
+        self.keepalived_conns = kept
