@@ -20,7 +20,8 @@ from gpupool.watchdog import SILENT_S, Look, Watchdog
 
 log = logging.getLogger(__name__)
 
-FAMILY_PERIOD_S = 5.0  # between two searches through all processes of the machine
+SUSPECT_S = 2.0  # of silence
+SEARCH_PERIOD_S = 5.0
 LAST_WORDS_S = 0.2  # for the engine to fail its requests, before its processes are killed
 END_TIMEOUT_S = 2.0
 
@@ -31,7 +32,7 @@ class EngineWatch:
     def __init__(self, stall_timeout_s: float, gpu_uuids: Callable[[], list[str]]) -> None:
         self._watchdog = Watchdog(stall_timeout_s)
         self._gpu_uuids = gpu_uuids
-        self._family: set[int] = set()
+        self._family: set[int] | None = None
         self._next_search = 0.0
 
     def find_trouble(self, engine: Engine) -> str | None:
@@ -45,16 +46,17 @@ class EngineWatch:
             processes=self._read_family(engine.computes_in_children) if is_busy else (),
             gpus_compute=is_busy and self._gpus_compute(),
         )
-        if not is_busy:
-            self._next_search = 0.0
         return self._watchdog.judge(look)
 
     def _read_family(self, only_children: bool) -> tuple[Process, ...]:
         """The processes that compute for the engine. What else the worker does, such as reading
         requests, must not pass for its engine's work where that can be told apart."""
         worker = os.getpid()
-        if time.monotonic() >= self._next_search:
-            self._next_search = time.monotonic() + FAMILY_PERIOD_S
+        # A search reads a file of every process of the machine: once, and then only if those
+        # that are known are silent, as others may have come that compute.
+        is_suspect = self._watchdog.silent_s >= SUSPECT_S
+        if self._family is None or (is_suspect and time.monotonic() >= self._next_search):
+            self._next_search = time.monotonic() + SEARCH_PERIOD_S
             self._family = {p.pid for p in procfs.list_processes() if p.pgid == worker}
         found = [procfs.read_process(pid) for pid in self._family]
         return tuple(

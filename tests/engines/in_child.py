@@ -1,6 +1,7 @@
 """Computes each step in a child process, as vLLM and llama.cpp do, and dies with it.
 
-Without its child's answer a step never ends. For the prompt "wait" the child sleeps for ever.
+Without its child's answer a step never ends. For the prompt "wait" the child sleeps for ever,
+for "compile" it starts a process of its own after a second, which computes for 13 s.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from gpupool.engines.base import Report
 from tests.engines.scripted import ScriptedEngine
 
 CHILD = """
-import sys, time
+import subprocess, sys, time
+COMPILER = "import time; end = time.monotonic() + 13\\nwhile time.monotonic() < end: pass"
 for line in sys.stdin:
-    time.sleep(float(line))
+    if line == "compile\\n":
+        time.sleep(1)
+        subprocess.run([sys.executable, "-c", COMPILER])
+    else:
+        time.sleep(float(line))
     print(flush=True)
 """
-FOR_EVER = 3600.0
+ORDERS = {b"wait": "3600", b"compile": "compile"}
 
 
 class InChild(ScriptedEngine):
@@ -41,11 +47,13 @@ class InChild(ScriptedEngine):
         self._end_all()
 
     def _compute(self) -> None:
-        is_told_to_wait = any(bytes(s.prompt) == b"wait" for s in self._running.values())
+        prompts = [bytes(sequence.prompt) for sequence in list(self._running.values())]
+        orders = [ORDERS[prompt] for prompt in prompts if prompt in ORDERS]
+        order = orders[0] if orders else str(self.options.token_s)
         assert self.child.stdin is not None
         assert self.child.stdout is not None
         try:
-            self.child.stdin.write(f"{FOR_EVER if is_told_to_wait else self.options.token_s}\n")
+            self.child.stdin.write(f"{order}\n")
             self.child.stdin.flush()
             self.child.stdout.readline()
         except BrokenPipeError:

@@ -148,6 +148,13 @@ def lives_through_a_prefill(folder: Path, seconds: int) -> bool:
         return found == ["a"] and not case.is_replaced()
 
 
+def computes_in_a_new_process(folder: Path) -> bool:
+    """As a compiler that is run for a kernel on its first use."""
+    with open_case(folder, "in_child:InChild") as case:
+        found = case.pool.infer("compile", max_tokens=1)
+        return found == ["c"] and not case.is_replaced()
+
+
 def waits_for_its_gpu(folder: Path) -> bool:
     """A step on a GPU, for which vLLM sleeps."""
     with fake_machine(folder.with_name("machine"), gpus=1) as machine:
@@ -168,6 +175,7 @@ CASES: tuple[Callable[[Path], Any], ...] = (
     stops_with_its_worker,
     gives_a_token_every_5_s,
     computes_for_12_s,
+    computes_in_a_new_process,
     waits_for_its_gpu,
 )
 
@@ -209,6 +217,7 @@ def test_an_engine_that_completes_no_step_is_replaced_after_the_stall_timeout(en
 
 LIVING = {
     "a silent prefill that computes": "computes_for_12_s",
+    "a process of its own that computes": "computes_in_a_new_process",
     "a silent step on a GPU": "waits_for_its_gpu",
     "a token every 5 s": "gives_a_token_every_5_s",
     "stopped without work": "is_stopped_while_idle",
