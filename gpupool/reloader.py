@@ -169,9 +169,9 @@ class Reloader:
                 new = state
             else:
                 old, is_old_told = state, life.is_told
-            waits_s = time.monotonic() - life.row.since
             # Beside another it waits for that one.
-            is_stuck |= life.row.state == "waiting" and waits_s > STUCK_S and len(living) == 1
+            is_long = life.row.state == "waiting" and time.monotonic() - life.row.since > STUCK_S
+            is_stuck |= len(living) == 1 and (is_long or life.row.state == "quarantined")
         record = self._master.backoff[slot]
         is_held = record.not_before > time.monotonic() or len(living) > 1
         return SlotView(slot, old, is_old_told, new, is_held, is_stuck or record.failures > 0)
