@@ -82,8 +82,11 @@ class Reloader:
             life.slot,
             end.reason,
         )
-        num_replaced = sum(other.edition is self._next for other in self._master.lives.values())
-        if num_replaced:
+        with_next = [other for other in self._master.lives.values() if other.edition is self._next]
+        for other in with_next:
+            if not other.was_ready and not other.is_told:
+                self._master.retire(other)  # it would load what just failed
+        if num_replaced := sum(other.was_ready for other in with_next):
             log.warning("%d worker(s) run with the new settings all the same", num_replaced)
         self._roll = None
         self._put_in_force(self._before)
