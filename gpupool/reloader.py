@@ -82,8 +82,11 @@ class Reloader:
             life.slot,
             end.reason,
         )
-        num_replaced = sum(other.edition is self._next for other in self._master.lives.values())
-        if num_replaced:
+        with_next = [other for other in self._master.lives.values() if other.edition is self._next]
+        for other in with_next:
+            if not other.was_ready and not other.is_told:
+                self._master.retire(other)  # it would load what just failed
+        if num_replaced := sum(other.was_ready for other in with_next):
             log.warning("%d worker(s) run with the new settings all the same", num_replaced)
         self._roll = None
         self._put_in_force(self._before)
@@ -169,9 +172,9 @@ class Reloader:
                 new = state
             else:
                 old, is_old_told = state, life.is_told
-            waits_s = time.monotonic() - life.row.since
             # Beside another it waits for that one.
-            is_stuck |= life.row.state == "waiting" and waits_s > STUCK_S and len(living) == 1
+            is_long = life.row.state == "waiting" and time.monotonic() - life.row.since > STUCK_S
+            is_stuck |= len(living) == 1 and (is_long or life.row.state == "quarantined")
         record = self._master.backoff[slot]
         is_held = record.not_before > time.monotonic() or len(living) > 1
         return SlotView(slot, old, is_old_told, new, is_held, is_stuck or record.failures > 0)

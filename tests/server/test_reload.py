@@ -225,6 +225,33 @@ def test_a_successor_that_fails_is_followed_by_one_with_the_settings_before(
         assert {pool.get("/pool")[1]["model"] for _ in range(20)} == {"A"}
 
 
+def test_a_reload_that_stops_leaves_no_successor_behind(tmp_path: Path) -> None:
+    """One worker has the new settings, a second successor waits for its predecessor's drain.
+    When the first dies early, the second must not go on to load the same."""
+    config = tmp_path / "pool.yaml"
+    arguments = ["--token-s", "0.05", "--slots", "16"]
+    write(config, engine_args=arguments)
+    with (
+        fake_machine(tmp_path, gpus=2) as machine,
+        Pool(tmp_path, "--config", str(config), env=machine.env()) as pool,
+        concurrent.futures.ThreadPoolExecutor(8) as threads,
+    ):
+        pool.wait_ready(workers=2)
+        write(config, model_name="B", engine_args=arguments)
+        hang_up(pool, "is replaced")
+        # Nobody else is ready now, so these keep the second one busy.
+        running = [threads.submit(pool.infer, "a", max_tokens=120) for _ in range(8)]
+        wait_until(lambda: pool.log().count("is replaced") == 2, 20, "the second successor")
+        os.kill(next(w["pid"] for w in pool.workers() if w["state"] == "ready"), signal.SIGKILL)
+        wait_until(lambda: "the reload stops" in pool.log(), 10, "the end of the reload")
+        for answer in running:
+            answer.exception()  # some may have been the dead worker's
+        wait_until(
+            lambda: [w["state"] for w in pool.workers()] == ["ready"] * 2, 20, "two ready workers"
+        )
+        assert {pool.get("/pool")[1]["model"] for _ in range(20)} == {"A"}
+
+
 def test_later_workers_do_not_read_the_file_again(tmp_path: Path) -> None:
     config = tmp_path / "pool.yaml"
     write(config, engine_args=["--token-s", "0.05"])
