@@ -99,13 +99,16 @@ class Admission:
             else:
                 self._host.answer(conn)  # the application says what the worker is at
 
-    def hand_over_idle(self, conn: Connection) -> bool:
-        """Give a connection that waits for its next request to a worker that stays."""
+    def hand_over_unread(self, conn: Connection) -> bool:
+        """Give a connection whose next request is not there, or not whole, to a worker that
+        stays."""
         _, siblings = self._views()
-        staying = [v for v in siblings if v.is_ready] or [
-            v for v in siblings if v.state in ON_ITS_WAY
-        ]
-        return bool(staying) and self._send(conn, min(staying, key=lambda v: v.load).index, "idle")
+        staying = [view for view in siblings if view.is_ready]
+        staying = staying or [view for view in siblings if view.state in ON_ITS_WAY]
+        if not staying:
+            return False
+        to = min(staying, key=lambda view: view.load).index
+        return self._hand_over(conn, to) if conn.is_begun else self._send(conn, to, "idle")
 
     def move(self, conn: Connection) -> None:
         """The engine died under a request that nobody else could take: a worker that comes will

@@ -116,6 +116,11 @@ class Connection(TConn):  # type: ignore[misc]
         self.history = history
         self.parser.unreader.unread(data)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether some of a request is there that is not answered."""
+        return any(self.parser.source.taken)
+
     def received(self) -> bytes:
         """Every byte of the request, and of a next one if the client has sent some."""
         return b"".join(self.parser.source.taken)
@@ -187,7 +192,7 @@ class Intake:
         conn.reader = greenlet.greenlet(self._read_request)
         self._reading[conn] = time.monotonic() + self._read_timeout_s
         if self._resume(conn, conn):
-            self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
+            self.read_on(conn)
 
     def _readable(self, conn: Connection, sock: socket.socket) -> None:
         self._resume(conn)
@@ -220,8 +225,9 @@ class Intake:
         length = getattr(request.body.reader, "length", None)
         if length is not None and length > self._max_body_bytes:
             raise self._too_large()
-        if request._expected_100_continue and not conn.was_forwarded:
-            conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request._expected_100_continue:
+            if not conn.parser.unreader.buf.getvalue():  # else the body comes without being asked
+                conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             request._expected_100_continue = False
         if length != 0:
             # The body gets a deadline of its own, at the end of the queue of deadlines.
@@ -263,6 +269,19 @@ class Intake:
             del self._idle[conn]
             self._poller.unregister(conn.sock)
         return idle
+
+    def take_unfinished(self) -> list[Connection]:
+        """Stop reading the requests of which a part is there; `read_on` goes on with one."""
+        unfinished = list(self._reading)
+        for conn in unfinished:
+            self._poller.unregister(conn.sock)
+            del self._reading[conn]
+        return unfinished
+
+    def read_on(self, conn: Connection) -> None:
+        """Wait for the rest of a request."""
+        self._reading[conn] = time.monotonic() + self._read_timeout_s
+        self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
 
     def expire(self, *, drain: bool = False) -> None:
         """Give up on connections past their deadline; with drain, on all idle ones at once."""

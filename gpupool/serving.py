@@ -272,9 +272,12 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         self._accept_the_queued()
         self.admission.settle()
         for conn in self.intake.take_idle():
-            if not self.admission.hand_over_idle(conn):
+            if not self.admission.hand_over_unread(conn):
                 self.intake.watch(conn)
         self._hand_over_kept_alive()
+        for conn in self.intake.take_unfinished():
+            if not self.admission.hand_over_unread(conn):
+                self.intake.read_on(conn)
 
     def _accept_the_queued(self) -> None:
         """What the kernel has accepted would be reset when the last worker closes the listener."""
@@ -288,7 +291,7 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         kept: deque[Connection] = deque()
         for conn in self.keepalived_conns:
             self.poller.unregister(conn.sock)
-            if not self.admission.hand_over_idle(conn):
+            if not self.admission.hand_over_unread(conn):
                 kept.append(conn)
                 self.poller.register(
                     conn.sock,

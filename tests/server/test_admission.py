@@ -207,3 +207,24 @@ def test_a_stopping_pool_answers_all_that_came(narrow: Pool, tmp_path: Path) -> 
                 response.begin()
                 assert json.load(response) == ["abcabcabca"]
     assert narrow.get("/livez")[0] == 200
+
+
+@pytest.mark.parametrize("size", [0, 5, 60, 100], ids=["nothing", "a line", "a head", "a body"])
+def test_a_connection_outlives_its_worker_however_much_it_has_sent(fair: Pool, size: int) -> None:
+    body = json.dumps({"instances": ["abc"], "params": {"max_tokens": 3}})
+    request = f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    before = {worker["pid"] for worker in fair.workers()}
+    clients = [socket.create_connection(("127.0.0.1", fair.port)) for _ in range(12)]
+    for client in clients:
+        client.sendall(request[:size])
+    for pid in before:
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda pid=pid: pid not in {w["pid"] for w in fair.workers()}, 20, "its end")
+        fair.wait_ready(workers=4)
+    for client in clients:
+        with client:
+            client.settimeout(10)
+            client.sendall(request[size:])
+            response = http.client.HTTPResponse(client)
+            response.begin()
+            assert json.load(response) == ["abc"]
