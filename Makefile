@@ -2,6 +2,8 @@
 VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST := $(PYTHON_BIN) -m pytest
+# Files side by side: most of their time they wait for processes and models.
+BESIDE := $(PYTEST) --numprocesses 2 --dist loadfile
 SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh .ci/run
 
 .DEFAULT_GOAL := help
@@ -26,13 +28,15 @@ type: install ## mypy, strict
 	$(VENV)/bin/mypy
 
 test: lint type ## everything that must hold, with the real engines; at most 20 minutes
-	$(PYTEST) -m "not slow"
+	$(BESIDE) -m "not slow and not quiet"
+	$(PYTEST) -m "not slow and quiet"
 
 test-fast: install ## what needs no process and no model; under a minute
 	$(PYTEST) -m "not slow and not server and not model"
 
 test-long: lint type ## the full counts: thousands of kills, races and requests
-	$(PYTEST)
+	$(BESIDE) -m "not quiet"
+	$(PYTEST) -m quiet
 
 prove: install ## break every promise in turn and demand that its test turns red
 	$(PYTHON_BIN) -m tests.prove

@@ -18,7 +18,7 @@ import pytest
 from tests.pool import Pool, wait_until
 from tests.server.load import Load, Watch
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.quiet]
 
 SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 

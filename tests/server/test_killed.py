@@ -20,7 +20,7 @@ from gpupool.lockdir import Busy, lock_modes, open_lock_dir, try_lock
 from tests.machine import Machine, fake_machine, uuid_of
 from tests.pool import Pool, is_alive, wait_until
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.server, pytest.mark.quiet, pytest.mark.timeout(120)]
 
 HAS_CHILD = ("--model_name", "M", "--infer_type", "tests.engines.has_child:HasChild")
 SLOW = ("--", "--load-s", "1", "--token-s", "0.05")

@@ -16,7 +16,7 @@ import pytest
 
 from tests.pool import Pool
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.quiet]
 
 SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 NUM_IDLE = 5_000
