@@ -121,6 +121,10 @@ class GPUDispatcher:
         grant = self._try_home(home, self.plan.lock_dir)
         if grant.lease or self._is_ending(home):
             return grant
+        # The guardian of the slot's last worker may have let go between the two looks.
+        grant = self._try_home(home, self.plan.lock_dir)
+        if grant.lease:
+            return grant
         locks, chosen = self._lock_substitutes(home, self.plan.lock_dir)
         if not chosen:
             return grant
