@@ -177,10 +177,12 @@ def send_infer(pool: Pool, max_tokens: int) -> socket.socket:
     return client
 
 
-def test_clients_that_leave_give_back_slots_and_threads(narrow: Pool) -> None:
+@pytest.mark.parametrize("rounds", [13, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_clients_that_leave_give_back_slots_and_threads(narrow: Pool, rounds: int) -> None:
     pid = narrow.workers()[0]["pid"]
     narrow.infer("warm", max_tokens=1)
-    for round_number in range(50):
+    for round_number in range(rounds):
         clients = [send_infer(narrow, max_tokens=900) for _ in range(4)]
         wait_until(lambda: total(narrow, "inflight") == 4, 5, "four running requests")
         for client in clients:
