@@ -55,6 +55,7 @@ class Admission:
         self._row = scoreboard[index]
         self._asked = 0.0
         self._num_suspects = 0
+        self.is_settle_due = False
         self.room = Room(max_wait_s)
         self.has_successor = False
         """This worker will be replaced, and leaves its mailbox to the next."""
@@ -76,6 +77,7 @@ class Admission:
 
     def settle(self) -> None:
         """A slot may have become free, here or there: let those go who waited longest."""
+        self.is_settle_due = False
         while (conn := self.room.first()) is not None:
             own, siblings = self._views(is_head_waiting=True)
             choice = pick(own, siblings)
@@ -243,6 +245,8 @@ class Admission:
         return Message(kind, self._index, fields, data, [conn.sock.fileno()])
 
     def _ask(self) -> None:
+        if not self._num_waiting():
+            return
         own, siblings = self._views()
         to = ask_whom(own, siblings)
         if to is None or time.monotonic() - self._asked < ASK_AGAIN_S:

@@ -90,7 +90,7 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         """Make what requests go through; the poller is there."""
         self.keys = KeyRing(self.settings.api_key)
         self.slots = Slots(self.row)
-        self.slots.on_free = lambda: self.method_queue.defer(self.admission.settle)
+        self.slots.on_free = self._settle_soon
         self.app.extensions["gpupool.fanout"] = Fanout(
             self.replica,
             self.row_index,
@@ -230,6 +230,12 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         if not isinstance(exc, Moved):
             route = req.path if req else getattr(exc, "route", "unreadable")
             send_error(client, exc, lambda status: self.totals.request(route, status))
+
+    def _settle_soon(self) -> None:
+        """Slots are free again (any thread). One look at the room does for many of them."""
+        if not self.admission.is_settle_due:
+            self.admission.is_settle_due = True
+            self.method_queue.defer(self.admission.settle)
 
     # Siblings.
 
