@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,68 @@ def test_a_stopping_pool_answers_all_that_came(narrow: Pool, tmp_path: Path) -> 
                 response.begin()
                 assert json.load(response) == ["abcabcabca"]
     assert narrow.get("/livez")[0] == 200
+
+
+def test_a_stopping_pool_answers_whom_the_kernel_had_accepted(tmp_path: Path) -> None:
+    with Pool(tmp_path, *SCRIPTED) as pool:
+        [worker] = pool.wait_ready().workers()
+        os.kill(worker["pid"], signal.SIGSTOP)
+        clients = [send_infer(pool, max_tokens=3) for _ in range(20)]
+        pool.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Handling signal: term" in pool.log(), 5, "the master's end")
+        os.kill(worker["pid"], signal.SIGCONT)
+        for client in clients:
+            client.settimeout(5)
+            with client:
+                response = http.client.HTTPResponse(client)
+                response.begin()
+                assert json.load(response) == ["abc"]
+
+
+class Owned:
+    """A kept-alive connection, and which worker reads it: the one that answered last."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", pool.port, timeout=30)
+        self.worker = self.ask("a", 1)
+
+    def ask(self, prompt: str, max_tokens: int) -> int:
+        """Which worker answered."""
+        params = {"max_tokens": max_tokens}
+        body = {"instances": [prompt], "params": params, "detail": True}
+        self.connection.request("POST", "/infer", json.dumps(body))
+        [item] = json.load(self.connection.getresponse())
+        return int(item["replica"])
+
+
+def test_a_slot_that_frees_takes_at_once_who_waits_at_another_worker(tmp_path: Path) -> None:
+    flags = (*SCRIPTED, "--workers", "2", "--", "--token-s", "0.01", "--slots", "1")
+    with (
+        Pool(tmp_path, *flags) as pool,
+        concurrent.futures.ThreadPoolExecutor(3) as threads,
+        contextlib.ExitStack() as opened,
+    ):
+        pool.wait_ready(workers=2)
+        clients = [Owned(pool) for _ in range(14)]
+        for client in clients:
+            opened.callback(client.connection.close)
+        busy = statistics.mode(client.worker for client in clients)
+        runner, *guests = [client for client in clients if client.worker == busy]
+        threads.submit(runner.ask, "long", 900)
+        opened.callback(runner.connection.sock.shutdown, socket.SHUT_RDWR)
+        wait_until(lambda: total(pool, "inflight") == 1, 5, "a busy worker")
+        seconds = []
+        for guest in guests[:6]:
+            short = threads.submit(time_of, lambda: pool.infer("short", max_tokens=30))
+            wait_until(lambda: total(pool, "inflight") == 2, 5, "two busy workers")
+            waiting = threads.submit(time_of, lambda guest=guest: guest.ask("a", 1))
+            wait_until(lambda: pool.workers()[busy]["waiting"] == 1, 5, "a waiting guest")
+            seconds.append(waiting.result() - short.result())
+        print(f"seconds from one end to the next: {seconds}")
+        assert statistics.mean(seconds) <= 0.12
+
+
+def time_of(end: Callable[[], object]) -> float:
+    """When it has come."""
+    end()
+    return time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool import Pool, wait_until
+from tests.pool import Pool, is_alive, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -149,6 +149,23 @@ def test_a_batch_outlives_a_killed_worker(tmp_path: Path, is_coordinator: bool) 
     again = [answer for answer in answers if answer["tries"] > 1]
     assert len(again) <= 4
     assert again or is_coordinator
+
+
+def test_a_worker_that_leaves_need_not_wait_for_the_end_of_a_batch(tmp_path: Path) -> None:
+    flags = (*SCRIPTED, "--workers", "2", "--", "--token-s", "0.02", "--slots", "2")
+    with (
+        Pool(tmp_path, *flags) as pool,
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+        Client(pool.wait_ready(workers=2)) as client,
+    ):
+        coordinator = client.worker["pid"]
+        batch = threads.submit(client.ask, ["abcde"] * 200, 5)
+        wait_until(lambda: all(w["inflight"] >= 2 for w in pool.workers()), 5, "a full pool")
+        pid = next(w["pid"] for w in pool.workers() if w["pid"] != coordinator)
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not is_alive(pid), 3, "the end of the worker")
+        assert not batch.done()
+        assert [answer["text"] for answer in batch.result()] == ["abcde"] * 200
 
 
 def test_a_stopping_pool_finishes_a_batch_that_it_accepted(tmp_path: Path) -> None:

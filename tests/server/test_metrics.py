@@ -156,6 +156,16 @@ def test_the_answers_of_every_worker_are_in_every_scrape(pool: Pool) -> None:
             assert total(samples, "gpupool_worker_memory_bytes", worker=slot) > 1 << 20
 
 
+def test_what_each_workers_engine_tells_is_in_every_scrape(tmp_path: Path) -> None:
+    engine = "tests.engines.tells_metrics:TellsMetrics"
+    flags = ("--model_name", "M", "--infer_type", engine, "--workers", "2")
+    with Pool(tmp_path, *flags) as pool:
+        pool.wait_ready(workers=2)
+        for _ in range(5):
+            samples = scrape(pool)
+            assert [total(samples, "own_steps_total", worker=slot) for slot in "01"] == [3, 3]
+
+
 def test_what_was_refused_before_the_application_is_counted(pool: Pool) -> None:
     before = scrape(pool)
     for raw in (b"hello\r\n\r\n", b"POST /infer HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n"):
