@@ -31,7 +31,7 @@ NOBODY = 65534
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     # pytest's own folders are closed to other users, and some tests act as another user.
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(0o755)
     return lockdir.open_lock_dir(tmp_path / "locks")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
@@ -10,8 +11,9 @@ import signal
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,12 +58,46 @@ def test_a_worker_that_came_back_gets_its_part_of_kept_alive_clients(fair: Pool)
     assert watch.idle_share() <= 0.02
 
 
-def test_a_request_with_a_large_body_may_go_to_another_worker(fair: Pool) -> None:
-    prompt = "x" * 900
-    with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        bodies = [{"instances": [prompt] * 300, "params": {"max_tokens": 1}}] * 8
-        answers = list(threads.map(lambda body: fair.post("/infer", body), bodies))
-    assert all(answer == (200, ["x"] * 300) for answer in answers)
+class Owned:
+    """A kept-alive connection that one worker reads: the one that answered it last."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", pool.port, timeout=30)
+        self.worker = self.ask("a", max_tokens=1)
+
+    def __enter__(self) -> Owned:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+
+    def send(self, prompt: str, max_tokens: int, padding: int = 0) -> None:
+        """Ask without waiting for the answer."""
+        params = {"max_tokens": max_tokens}
+        body = {"instances": [prompt], "params": params, "detail": True}
+        self._connection.request("POST", "/infer", json.dumps(body) + " " * padding)
+
+    def ask(self, prompt: str, max_tokens: int, padding: int = 0) -> int:
+        """Which worker answered."""
+        self.send(prompt, max_tokens, padding)
+        [item] = json.load(self._connection.getresponse())
+        assert item["text"] == prompt[:max_tokens]
+        return int(item["replica"])
+
+
+def of_one_worker(clients: list[Owned]) -> tuple[int, *tuple[Owned, ...]]:
+    """The worker that reads most of them, and those."""
+    worker = statistics.mode(client.worker for client in clients)
+    return worker, *(client for client in clients if client.worker == worker)
+
+
+def test_a_request_with_a_large_body_goes_whole_to_another_worker(fair: Pool) -> None:
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(Owned(fair)) for _ in range(5)]  # more than workers
+        busy, runner, guest, *_ = of_one_worker(clients)
+        runner.send("long", max_tokens=900)
+        wait_until(lambda: fair.workers()[busy]["inflight"] == 1, 5, "a busy worker")
+        assert guest.ask("abc", max_tokens=3, padding=1_000_000) != busy
 
 
 @pytest.fixture(scope="module", name="narrow")
@@ -177,6 +213,19 @@ def send_infer(pool: Pool, max_tokens: int) -> socket.socket:
     return client
 
 
+def test_a_request_that_is_sent_ahead_does_not_pass_for_a_hangup(narrow: Pool) -> None:
+    with send_infer(narrow, max_tokens=10) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+        assert read_answer(client) == ["abcabcabca"]
+
+
+def read_answer(client: socket.socket) -> Any:
+    client.settimeout(5)
+    response = http.client.HTTPResponse(client)
+    response.begin()
+    return json.load(response)
+
+
 @pytest.mark.parametrize("rounds", [13, pytest.param(250, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
 def test_clients_that_leave_give_back_slots_and_threads(narrow: Pool, rounds: int) -> None:
@@ -203,11 +252,8 @@ def test_a_stopping_pool_answers_all_that_came(narrow: Pool, tmp_path: Path) -> 
         wait_until(lambda: total(pool, "waiting") >= 10, 5, "waiting requests")
         assert pool.stop() == 0
         for client in clients:
-            client.settimeout(5)
             with client:
-                response = http.client.HTTPResponse(client)
-                response.begin()
-                assert json.load(response) == ["abcabcabca"]
+                assert read_answer(client) == ["abcabcabca"]
     assert narrow.get("/livez")[0] == 200
 
 
@@ -230,3 +276,44 @@ def test_a_connection_outlives_its_worker_however_much_it_has_sent(fair: Pool, s
             response = http.client.HTTPResponse(client)
             response.begin()
             assert json.load(response) == ["abc"]
+
+
+def test_a_stopping_pool_answers_whom_the_kernel_had_accepted(tmp_path: Path) -> None:
+    with Pool(tmp_path, *SCRIPTED) as pool:
+        [worker] = pool.wait_ready().workers()
+        os.kill(worker["pid"], signal.SIGSTOP)
+        clients = [send_infer(pool, max_tokens=3) for _ in range(20)]
+        pool.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Handling signal: term" in pool.log(), 5, "the master's end")
+        os.kill(worker["pid"], signal.SIGCONT)
+        for client in clients:
+            with client:
+                assert read_answer(client) == ["abc"]
+
+
+def test_a_slot_that_frees_takes_at_once_who_waits_at_another_worker(tmp_path: Path) -> None:
+    flags = (*SCRIPTED, "--workers", "2", "--", "--token-s", "0.01", "--slots", "1")
+    with (
+        Pool(tmp_path, *flags) as pool,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+        contextlib.ExitStack() as opened,
+    ):
+        clients = [opened.enter_context(Owned(pool.wait_ready(workers=2))) for _ in range(14)]
+        busy, runner, *guests = of_one_worker(clients)
+        runner.send("long", max_tokens=900)
+        wait_until(lambda: total(pool, "inflight") == 1, 5, "a busy worker")
+        seconds = []
+        for guest in guests[:6]:
+            short = threads.submit(time_of, lambda: pool.infer("short", max_tokens=30))
+            wait_until(lambda: total(pool, "inflight") == 2, 5, "two busy workers")
+            waiting = threads.submit(time_of, lambda guest=guest: guest.ask("a", max_tokens=1))
+            wait_until(lambda: pool.workers()[busy]["waiting"] == 1, 5, "a waiting guest")
+            seconds.append(waiting.result() - short.result())
+        print(f"seconds from one end to the next: {seconds}")
+        assert statistics.mean(seconds) <= 0.12
+
+
+def time_of(end: Callable[[], object]) -> float:
+    """When it has come."""
+    end()
+    return time.monotonic()

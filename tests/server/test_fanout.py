@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool import Pool, wait_until
+from tests.pool import Pool, is_alive, wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.quiet]
 
@@ -57,6 +57,13 @@ def test_a_batch_runs_on_all_workers_and_comes_back_in_order(pool: Pool) -> None
     wait_until(lambda: idle(pool), 5, "free slots")
 
 
+def test_a_batch_that_is_over_is_run_by_nobody_again(pool: Pool) -> None:
+    for _ in range(3):
+        ask(pool, ["abc"] * 24, max_tokens=3)
+    wait_until(lambda: idle(pool), 5, "an idle pool")
+    assert "amid a batch" not in pool.log()
+
+
 def test_a_batch_smaller_than_the_pool_goes_to_different_workers(pool: Pool) -> None:
     wait_until(lambda: idle(pool), 5, "an idle pool")
     answers = ask(pool, ["abc", "def", "ghi"], max_tokens=10)
@@ -75,9 +82,11 @@ def test_a_single_request_need_not_wait_for_the_end_of_a_batch(pool: Pool) -> No
         wait_until(
             lambda: sum(worker["inflight"] for worker in pool.workers()) >= 12, 5, "a full pool"
         )
+        asked = time.monotonic()
         assert pool.infer("single", max_tokens=6) == ["single"]
-        assert not batch.done()
+        waited_s = time.monotonic() - asked
         assert all(answer["text"] == "batch" for answer in batch.result())
+        assert waited_s < (time.monotonic() - asked) / 2
 
 
 def test_two_batches_at_once_both_go_on(pool: Pool) -> None:
@@ -149,6 +158,23 @@ def test_a_batch_outlives_a_killed_worker(tmp_path: Path, is_coordinator: bool) 
     again = [answer for answer in answers if answer["tries"] > 1]
     assert len(again) <= 4
     assert again or is_coordinator
+
+
+def test_a_worker_that_leaves_need_not_wait_for_the_end_of_a_batch(tmp_path: Path) -> None:
+    flags = (*SCRIPTED, "--workers", "2", "--", "--token-s", "0.02", "--slots", "2")
+    with (
+        Pool(tmp_path, *flags) as pool,
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+        Client(pool.wait_ready(workers=2)) as client,
+    ):
+        coordinator = client.worker["pid"]
+        batch = threads.submit(client.ask, ["abcde"] * 200, 5)
+        wait_until(lambda: all(w["inflight"] >= 2 for w in pool.workers()), 5, "a full pool")
+        pid = next(w["pid"] for w in pool.workers() if w["pid"] != coordinator)
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not is_alive(pid), 3, "the end of the worker")
+        assert not batch.done()
+        assert [answer["text"] for answer in batch.result()] == ["abcde"] * 200
 
 
 def test_a_stopping_pool_finishes_a_batch_that_it_accepted(tmp_path: Path) -> None:

@@ -288,8 +288,8 @@ def test_clients_that_leave_end_their_generations(pool: Pool, rounds: int) -> No
             before = _belongings(pool)
     wait_until(lambda: _busy_share(pool) < 0.2, 5, "an engine without work")
     after = _belongings(pool)
-    assert after[0] <= before[0] + 3  # threads
-    assert after[1] <= before[1] + 3  # files
+    assert after[0] <= before[0] + 8  # threads, of 50 requests and more
+    assert after[1] <= before[1] + 8  # files
     assert "Paris" in pool.infer(CAPITAL, **GREEDY)[0]
 
 

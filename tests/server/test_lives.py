@@ -125,9 +125,10 @@ def test_a_load_that_hangs_is_ended_and_tried_again(tmp_path: Path) -> None:
         pool.wait_ready(deadline_s=20)
 
 
+@pytest.mark.quiet
 def test_a_load_that_holds_the_interpreter_and_reports_is_left_alone(tmp_path: Path) -> None:
     engine = (*MODEL, "tests.engines.hogs_the_interpreter:HogsTheInterpreter")
-    with Pool(tmp_path, *engine, "--heartbeat_timeout_s", "5", "--", "8") as pool:
+    with Pool(tmp_path, *engine, "--heartbeat_timeout_s", "8", "--", "11") as pool:
         pool.wait_ready(deadline_s=30)
         assert "TIMEOUT" not in pool.log()
 

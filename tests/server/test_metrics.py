@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,28 @@ def test_the_answers_of_every_worker_are_in_every_scrape(pool: Pool) -> None:
         for slot in "01":
             assert total(samples, "gpupool_worker_state", worker=slot, state="ready") == 1
             assert total(samples, "gpupool_worker_memory_bytes", worker=slot) > 1 << 20
+
+
+def test_what_each_workers_engine_tells_is_in_every_scrape(tmp_path: Path) -> None:
+    engine = "tests.engines.tells_metrics:TellsMetrics"
+    flags = ("--model_name", "M", "--infer_type", engine, "--workers", "2")
+    with Pool(tmp_path, *flags) as pool:
+        pool.wait_ready(workers=2)
+        for _ in range(5):
+            samples = scrape(pool)
+            assert [total(samples, "own_steps_total", worker=slot) for slot in "01"] == [3, 3]
+
+
+def test_a_worker_that_stands_still_holds_up_no_scrape(tmp_path: Path) -> None:
+    engine = "tests.engines.tells_metrics:TellsMetrics"
+    flags = ("--model_name", "M", "--infer_type", engine, "--workers", "2")
+    with Pool(tmp_path, *flags) as pool:
+        still, _ = pool.wait_ready(workers=2).workers()
+        os.kill(still["pid"], signal.SIGSTOP)
+        began = time.monotonic()
+        assert total(scrape(pool), "own_steps_total") == 3
+        assert time.monotonic() - began < 3
+        os.kill(still["pid"], signal.SIGCONT)
 
 
 def test_what_was_refused_before_the_application_is_counted(pool: Pool) -> None:

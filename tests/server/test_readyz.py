@@ -118,3 +118,10 @@ def test_with_a_key_the_probes_tell_strangers_no_details(tmp_path: Path) -> None
             assert ask(pool, path, **key)[2]["workers"]
         wait_until(lambda: ask(pool, "/readyz")[0] == 200, 20, "a ready worker")
         assert ask(pool, "/readyz") == (200, 0, {"status": "ready"})
+
+
+def test_strangers_do_not_wait_for_the_model(tmp_path: Path) -> None:
+    key = {"Authorization": "Bearer secret"}
+    with Pool(tmp_path, *SCRIPTED, "--api_key", "secret", "--", "--load-s", "60") as pool:
+        wait_until(lambda: _is_loading(pool, **key), 20, "a loading worker")
+        assert pool.post("/infer", {"instances": "a"}, timeout_s=5)[0] == 401

@@ -67,3 +67,25 @@ def test_silent_and_half_sent_connections_cost_the_others_nothing(tmp_path: Path
         assert p99 <= 0.1
         assert growth < 300e6
         assert all(a[0] <= b[0] + 8 for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("num_kept_alive", [0, 20], ids=["silent", "kept_alive"])
+def test_at_the_limit_of_connections_the_oldest_idle_one_makes_room(
+    tmp_path: Path, num_kept_alive: int
+) -> None:
+    flags = (*SCRIPTED, "--threads", "8")
+    # With so few files a worker has 64 connections.
+    with Pool(tmp_path, *flags, limit_files=320) as pool, contextlib.ExitStack() as opened:
+        pool.wait_ready()
+        clients = [http.client.HTTPConnection("127.0.0.1", pool.port, timeout=5) for _ in range(80)]
+        for number, client in enumerate(clients):
+            opened.callback(client.close)
+            client.connect()
+            if number < num_kept_alive:
+                client.request("GET", "/livez")
+                client.getresponse().read()
+        body = {"instances": "abc", "params": {"max_tokens": 3}}
+        assert pool.post("/infer", body, timeout_s=5) == (200, ["abc"])
+        assert clients[0].sock.recv(1) == b""
+        clients[-1].request("GET", "/livez")
+        assert clients[-1].getresponse().status == 200
