@@ -8,9 +8,11 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from benchmarks import report, rounds
+from benchmarks import balance, report, rounds
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.report import NAMES
 from tests.demo_model import model_folder
 
 ROUNDS = 7
@@ -20,8 +22,12 @@ QUIET_TIMEOUT_S = 60
 def main() -> int:
     """The exit code: 1 when there was an invalid round, or too few that count."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
-    parser.add_argument("--only", choices=EXPERIMENTS, help="default: all")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"default: {ROUNDS}; of each scene of {balance.NAME}: {balance.NUM_ROUNDS}",
+    )
+    parser.add_argument("--only", choices=NAMES, help="default: all")
     parser.add_argument(
         "--quiet-timeout",
         type=float,
@@ -33,25 +39,42 @@ def main() -> int:
         "--try", action="store_true", dest="is_trial", help="print the tables and write nothing"
     )
     asked = parser.parse_args()
-    if asked.rounds < 1:
+    if asked.rounds is not None and asked.rounds < 1:
         parser.error(f"--rounds is {asked.rounds}; at least one is needed")
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("the benchmarks need two cores, and this process may use only one")
     # The default action would leave the contenders running, and a background job of a shell
     # ignores SIGINT.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    model_folder()
     is_whole = True
-    for name in [asked.only] if asked.only else EXPERIMENTS:
-        with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder:
-            result = rounds.run(EXPERIMENTS[name], asked.rounds, Path(folder), asked.quiet_timeout)
-        is_whole = is_whole and all(map(rounds.is_valid, result["rounds"]))
-        is_whole = is_whole and sum(map(rounds.counts, result["rounds"])) >= asked.rounds
+    for name in [asked.only] if asked.only else NAMES:
+        result, is_complete = measure(name, asked.rounds, asked.quiet_timeout)
+        is_whole = is_whole and is_complete
         if not asked.is_trial:
             report.write_result(result)
-            report.DOCUMENT.write_text(report.render_document(report.load_results()))
-        print(report.render_section(EXPERIMENTS[name], result))
+            report.write_documents()
+        print(report.render(name, result))
     return 0 if is_whole else 1
+
+
+def measure(
+    name: str, num_rounds: int | None, quiet_timeout_s: float
+) -> tuple[dict[str, Any], bool]:
+    """The raw numbers, and whether there are enough rounds that count and none is invalid."""
+    with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder:
+        if name == balance.NAME:
+            num_rounds = num_rounds or balance.NUM_ROUNDS
+            result = balance.run(num_rounds, Path(folder), quiet_timeout_s)
+            series = balance.series_of(result)
+        else:
+            num_rounds = num_rounds or ROUNDS
+            model_folder()
+            result = rounds.run(EXPERIMENTS[name], num_rounds, Path(folder), quiet_timeout_s)
+            series = [result["rounds"]]
+    return result, all(
+        all(map(rounds.is_valid, one)) and sum(map(rounds.counts, one)) >= num_rounds
+        for one in series
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from benchmarks.work import TOKENS_EACH
 
@@ -19,6 +19,14 @@ class Answered:
     seconds: float
     tokens: tuple[int | None, ...]
     reason: str = ""  # of the first answer that was lost
+
+    def count_tokens(self) -> int:
+        """All that were given."""
+        return sum(count or 0 for count in self.tokens)
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing else."""
+        return {}
 
     def find_fault(self) -> str | None:
         """Why the run does not count, or None."""
@@ -32,30 +40,53 @@ class Answered:
         )
 
 
-class Running(Protocol):
+class Outcome(Protocol):
+    """What came of one run of any kind."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+
+    def count_tokens(self) -> int:
+        """All that were given."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else the raw numbers shall keep."""
+
+    def find_fault(self) -> str | None:
+        """Why the run does not count, or None."""
+
+
+class Loaded(Protocol):
     """A contender that is loaded and idle."""
 
     def pids(self) -> list[int]:
         """All its processes."""
 
+
+class Running(Loaded, Protocol):
+    """One that is given all its work at once."""
+
     def generate(self, prompts: Sequence[str]) -> Answered:
         """Do the work once, all prompts at the same time."""
 
 
-Start = Callable[[Path, tuple[int, ...]], AbstractContextManager[Running]]
+L = TypeVar("L", bound=Loaded)
+
+Start = Callable[[Path, tuple[int, ...]], AbstractContextManager[L]]
 """Loads a contender, given a folder for its logs and the cores to run on; the end of the
 context ends all its processes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Contender(Generic[L]):
     """One side of a comparison."""
 
     name: str
     what: str
     cores: tuple[int, ...]
     num_requests: int
-    start: Start
+    start: Start[L]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.ancestor import start_ancestor
-from benchmarks.contender import Contender
+from benchmarks.contender import Contender, Running
 from benchmarks.offline import start_engine
 from benchmarks.pool_load import start_pool
 from benchmarks.vllm_serve import start_vllm_serve
@@ -28,11 +28,11 @@ class Experiment:
     name: str
     title: str
     text: str
-    contenders: Callable[[Sequence[int]], list[Contender]]  # given the allowed cores
+    contenders: Callable[[Sequence[int]], list[Contender[Running]]]  # given the allowed cores
     comparisons: tuple[Comparison, ...]
 
 
-def _one_worker(cores: Sequence[int]) -> list[Contender]:
+def _one_worker(cores: Sequence[int]) -> list[Contender[Running]]:
     one = (cores[0],)
     return [
         Contender("bare_engine", "`LLM.generate`, all prompts in one call", one, 32, start_engine),
@@ -40,7 +40,7 @@ def _one_worker(cores: Sequence[int]) -> list[Contender]:
     ]
 
 
-def _two_workers(cores: Sequence[int]) -> list[Contender]:
+def _two_workers(cores: Sequence[int]) -> list[Contender[Running]]:
     one, both = (cores[0],), (cores[0], cores[1])
     return [
         Contender("pool_2", "pool, 2 workers on a core each", both, 64, start_pool(2)),
@@ -49,7 +49,7 @@ def _two_workers(cores: Sequence[int]) -> list[Contender]:
     ]
 
 
-def _data_parallel(cores: Sequence[int]) -> list[Contender]:
+def _data_parallel(cores: Sequence[int]) -> list[Contender[Running]]:
     both = (cores[0], cores[1])
     what = "`vllm serve --data-parallel-size 2`"
     plain, bound = start_vllm_serve(2, is_bound=False), start_vllm_serve(2, is_bound=True)
@@ -60,7 +60,7 @@ def _data_parallel(cores: Sequence[int]) -> list[Contender]:
     ]
 
 
-def _ancestor(cores: Sequence[int]) -> list[Contender]:
+def _ancestor(cores: Sequence[int]) -> list[Contender[Running]]:
     one = (cores[0],)
     return [
         Contender("pool_1", "pool, 1 worker", one, 32, start_pool(1)),

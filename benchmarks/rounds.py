@@ -10,14 +10,14 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.contender import Contender, Running, on_cores
+from benchmarks.contender import Contender, L, Outcome, Running, on_cores
 from benchmarks.experiments import Experiment
 from benchmarks.work import ENGINE, SAMPLING, make_prompts
 
@@ -40,6 +40,18 @@ class Sample:
     foreign_cpu_s: float  # of everybody else on the machine
     stolen_cpu_s: float  # taken by the hypervisor
     fault: str | None
+    facts: dict[str, Any]  # what this kind of work tells besides
+
+
+Work = Callable[[Contender[L], int], Callable[[L], Outcome]]
+"""Prepares a round's work for a contender, given the round's index, and is not measured; what it
+returns does the work, and is."""
+
+
+def all_at_once(contender: Contender[Running], index: int) -> Callable[[Running], Outcome]:
+    """All prompts of a round at the same time."""
+    prompts = make_prompts(index, contender.num_requests)
+    return lambda running: running.generate(prompts)
 
 
 def run(
@@ -47,20 +59,13 @@ def run(
 ) -> dict[str, Any]:
     """Load all contenders, warm them up, run the rounds; the raw numbers. Each run waits up to
     `quiet_timeout_s` for a quiet machine."""
-    allowed = sorted(os.sched_getaffinity(0))
-    contenders = experiment.contenders(allowed)
+    contenders = experiment.contenders(sorted(os.sched_getaffinity(0)))
     facts = machine.describe()
-    with ExitStack() as stack:
-        loaded: dict[str, Running] = {}
-        for contender in contenders:
-            _say(f"{experiment.name}: loading {contender.name}")
-            start = contender.start(folder, contender.cores)
-            loaded[contender.name] = stack.enter_context(start)
-        run_round(contenders, loaded, WARM_UP, WARM_UP_QUIET_S)
-        rounds: list[dict[str, Any]] = []
-        while sum(map(counts, rounds)) < num_rounds and len(rounds) < num_rounds * MAX_TRIES:
-            rounds.append(run_round(contenders, loaded, len(rounds), quiet_timeout_s))
-            _say(f"{experiment.name}: round {len(rounds)}: {_brief(rounds[-1])}")
+    with load(experiment.name, contenders, folder) as loaded:
+        run_round(contenders, loaded, all_at_once, WARM_UP, WARM_UP_QUIET_S)
+        rounds = run_rounds(
+            experiment.name, contenders, loaded, all_at_once, num_rounds, quiet_timeout_s
+        )
     return {
         "experiment": experiment.name,
         "measured": facts,
@@ -79,49 +84,78 @@ def run(
     }
 
 
+@contextmanager
+def load(title: str, contenders: Sequence[Contender[L]], folder: Path) -> Iterator[Mapping[str, L]]:
+    """All of them, by name; they end with the context."""
+    with ExitStack() as stack:
+        loaded: dict[str, L] = {}
+        for contender in contenders:
+            say(f"{title}: loading {contender.name}")
+            start = contender.start(folder, contender.cores)
+            loaded[contender.name] = stack.enter_context(start)
+        yield loaded
+
+
+def run_rounds(
+    title: str,
+    contenders: Sequence[Contender[L]],
+    loaded: Mapping[str, L],
+    work: Work[L],
+    num_rounds: int,
+    quiet_timeout_s: float,
+) -> list[dict[str, Any]]:
+    """Until so many count, or too many did not."""
+    rounds: list[dict[str, Any]] = []
+    while sum(map(counts, rounds)) < num_rounds and len(rounds) < num_rounds * MAX_TRIES:
+        rounds.append(run_round(contenders, loaded, work, len(rounds), quiet_timeout_s))
+        say(f"{title}: round {len(rounds)}: {_brief(rounds[-1])}")
+    return rounds
+
+
 def run_round(
-    contenders: list[Contender],
-    loaded: Mapping[str, Running],
+    contenders: Sequence[Contender[L]],
+    loaded: Mapping[str, L],
+    work: Work[L],
     index: int,
     quiet_timeout_s: float,
 ) -> dict[str, Any]:
     """One round. Who is first changes from round to round."""
-    load = os.getloadavg()
+    load_average = os.getloadavg()
     everyone = [pid for running in loaded.values() for pid in running.pids()]
     idle_share = 0.0
     samples = {}
     first = index % len(contenders)
-    for contender in contenders[first:] + contenders[:first]:
+    for contender in [*contenders[first:], *contenders[:first]]:
         idle_share = max(idle_share, machine.await_quiet(everyone, quiet_timeout_s))
-        sample = measure(contender, loaded[contender.name], index)
-        samples[contender.name] = asdict(sample)
+        act = work(contender, index)
+        samples[contender.name] = asdict(measure(contender, loaded[contender.name], act))
     return {
-        "load_average": [round(value, 2) for value in load],
+        "load_average": [round(value, 2) for value in load_average],
         "idle_cpu_share": round(idle_share, 3),
         "samples": samples,
     }
 
 
-def measure(contender: Contender, running: Running, round_index: int) -> Sample:
+def measure(contender: Contender[L], loaded: L, act: Callable[[L], Outcome]) -> Sample:
     """One run, with the load client on cores that the contender does not use, if there are."""
-    prompts = make_prompts(round_index, contender.num_requests)
     allowed = os.sched_getaffinity(0)
-    pids = running.pids()
+    pids = loaded.pids()
     with on_cores(sorted(allowed.difference(contender.cores) or allowed)):
         own, busy, stolen = machine.read_cpu_s(pids), machine.read_busy_s(), machine.read_stolen_s()
         client = time.process_time()
-        answered = running.generate(prompts)
+        outcome = act(loaded)
         client = time.process_time() - client
         busy, stolen = machine.read_busy_s() - busy, machine.read_stolen_s() - stolen
         own = machine.read_cpu_s(pids) - own
     return Sample(
-        seconds=round(answered.seconds, 4),
-        tokens=sum(count or 0 for count in answered.tokens),
+        seconds=round(outcome.seconds, 4),
+        tokens=outcome.count_tokens(),
         client_cpu_s=round(client, 3),
         own_cpu_s=round(own, 2),
         foreign_cpu_s=round(max(busy - own - client, 0), 2),
         stolen_cpu_s=round(stolen, 2),
-        fault=answered.find_fault(),
+        fault=outcome.find_fault(),
+        facts=outcome.facts(),
     )
 
 
@@ -181,5 +215,6 @@ def _brief(one_round: Mapping[str, Any]) -> str:
     return ", ".join(sorted(parts)) + disturbed
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """To who watches."""
     sys.stderr.write(f"{text}\n")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender import Start
+from benchmarks.contender import Running, Start
 from benchmarks.load import Endpoint
 from benchmarks.server import running
 from benchmarks.work import SAMPLING, engine_flags
@@ -19,7 +19,7 @@ from tests.pool import free_port
 MODEL = "demo"
 
 
-def start_vllm_serve(num_replicas: int, *, is_bound: bool) -> Start:
+def start_vllm_serve(num_replicas: int, *, is_bound: bool) -> Start[Running]:
     """`vllm serve`; bound, each of its engines is given its own cores, else vLLM shares them
     out itself."""
 

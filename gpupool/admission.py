@@ -246,7 +246,7 @@ class Admission:
 
     def _ask(self) -> None:
         if not self._num_waiting():
-            return
+            return  # as in most turns of the loop; cheaper than to look at everybody
         own, siblings = self._views()
         to = ask_whom(own, siblings)
         if to is None or time.monotonic() - self._asked < ASK_AGAIN_S:

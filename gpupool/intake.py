@@ -217,7 +217,9 @@ class Intake:
     def _forget(self, conn: Connection) -> None:
         self._reading.pop(conn, None)
         conn.reader = None
-        if conn.sock in self._poller.get_map():
+        # By its number: a socket that is not there would be written into an error that nobody
+        # reads, for which the kernel is asked for both its addresses.
+        if conn.sock.fileno() in self._poller.get_map():
             self._poller.unregister(conn.sock)
 
     def _read_request(self, conn: Connection) -> None:
