@@ -17,6 +17,8 @@ ENTRY_POINTS |= {"plugin_url_m"}
 ENGINE_FREE = {"gpupool.engines", "gpupool.engines.base"}
 PURE: dict[str, set[str]] = {
     "gpupool.backoff": set(),
+    "gpupool.balancer": set(),
+    "gpupool.watchdog": {"gpupool.procfs"},
     "gpupool.roll": set(),
     "gpupool.partition": {"gpupool.gpus"},
     "gpupool.api.params": {

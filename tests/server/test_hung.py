@@ -239,6 +239,7 @@ def test_a_silent_prefill_of_60_s_lives(tmp_path: Path) -> None:
 def test_a_stopped_engine_process_is_found_and_replaced_within_5_s(tmp_path: Path) -> None:
     with open_case(tmp_path / "stopped", "in_child:InChild", "--", "--token-s", "1") as case:
         child = case.engine_child()
+        name = Path(f"/proc/{child.pid}/comm").read_text().strip()
         answer = case.ask()
         child.suspend()
         case.began = time.monotonic()
@@ -246,7 +247,6 @@ def test_a_stopped_engine_process_is_found_and_replaced_within_5_s(tmp_path: Pat
         assert not is_alive(child.pid)
         assert end.seconds < 5
         assert answer.result(30) == (200, ["abc"])  # the next worker's
-        name = Path("/proc/self/comm").read_text().strip()
         reason = f"engine process {child.pid} ({name}) is stopped (SIGSTOP) with 1 sequence"
         assert reason in end.last_error
         case.pool.wait_ready()
