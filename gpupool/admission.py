@@ -54,7 +54,7 @@ class Admission:
         self._max_waiting = max_waiting
         self._row = scoreboard[index]
         self._asked = 0.0
-        self._num_suspects = 0
+        self._suspects: set[Connection] = set()  # that run here
         self.is_settle_due = False
         self.room = Room(max_wait_s)
         self.has_successor = False
@@ -173,7 +173,8 @@ class Admission:
 
     def _start(self, conn: Connection) -> None:
         conn.settle_here()
-        self._num_suspects += self._is_suspect(conn)
+        if self._is_suspect(conn):
+            self._suspects.add(conn)
         self._slots.take()
         conn.call = Call(self._slots.give_back, lambda: self._message(conn, "fanout"), conn.history)
         self._hangups.watch(conn.sock, conn.call.hang_up)
@@ -181,7 +182,7 @@ class Admission:
 
     def _end(self, conn: Connection) -> None:
         self._hangups.forget(conn.sock)
-        self._num_suspects -= conn.call.copy_request is not None and self._is_suspect(conn)
+        self._suspects.discard(conn)
         conn.call.step_aside()
         conn.call = Call()
 
@@ -191,7 +192,7 @@ class Admission:
         return conn.history.num_moves >= MAX_MOVES
 
     def _may_run(self, conn: Connection) -> bool:
-        return not (self._num_suspects and self._is_suspect(conn))
+        return not (self._suspects and self._is_suspect(conn))
 
     def _let_wait(self, conn: Connection, *, settle: bool = True) -> None:
         self.room.add(conn)

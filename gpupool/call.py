@@ -68,18 +68,20 @@ class Call:
         """Nobody waits for the answer any more."""
         with self._lock:
             self.is_gone = True
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
+            for callback in self._callbacks:
+                callback()
+            self._callbacks.clear()
 
     @contextlib.contextmanager
     def watching(self, on_hangup: Callable[[], None]) -> Iterator[None]:
         """Within it, `on_hangup` is called once when the client hangs up, or at once if it has.
-        It runs on the thread that noticed, and must not block."""
+        It runs on the thread that noticed, must not block, and is not running any more when the
+        block is left."""
         with self._lock:
-            if not self.is_gone:
+            is_gone = self.is_gone
+            if not is_gone:
                 self._callbacks.append(on_hangup)
-        if self.is_gone:
+        if is_gone:
             on_hangup()
         try:
             yield
