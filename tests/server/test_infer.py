@@ -275,7 +275,7 @@ def test_extreme_values_that_are_allowed_harm_nobody(pool: Pool, params: dict[st
 
 @pytest.mark.parametrize("rounds", [6, pytest.param(101, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
-def test_clients_that_leave_end_their_generations(pool: Pool, rounds: int) -> None:
+def test_clients_that_leave_end_their_generations(pool: Pool, engine: str, rounds: int) -> None:
     """10 in each round; what the engine goes on to compute would show as processor time."""
     before = (0, 0)
     for round_number in range(rounds):
@@ -291,6 +291,9 @@ def test_clients_that_leave_end_their_generations(pool: Pool, rounds: int) -> No
     assert after[0] <= before[0] + 8  # threads, of 50 requests and more
     assert after[1] <= before[1] + 8  # files
     assert "Paris" in pool.infer(CAPITAL, **GREEDY)[0]
+    if engine == "vllm":  # which tells it at its steps
+        for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
+            assert [v for (found, _), v in scrape(pool).items() if found == name] == [0]
 
 
 def _send_infer(pool: Pool, max_tokens: int) -> socket.socket:
