@@ -48,6 +48,7 @@ class _Lane:
     to: int
     pid: int
     conn: Connection[Jobs | None, Answer]
+    has_copy: bool  # of the request
     running: set[int] = field(default_factory=set)
     num_sent: int = 0  # and not yet counted in the row
 
@@ -141,23 +142,22 @@ class Coordinator:
         # A worker that stands still must not hold up the whole batch.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
         with theirs:
-            message = self._copy_for(to) or Message("fanout", self._fanout.index)
+            copy = self._copy_for(to)
+            message = copy or Message("fanout", self._fanout.index)
             message.fds.insert(0, theirs.fileno())
             if not self._fanout.mailboxes.send(to, message):
                 ours.close()
                 return
         row = self._fanout.scoreboard[to]
-        self._lanes[to] = _Lane(row, to, row.pid, Connection(ours.detach()))
+        self._lanes[to] = _Lane(row, to, row.pid, Connection(ours.detach()), copy is not None)
 
     def _copy_for(self, to: int) -> Message | None:
-        """The first sibling with a lane gets a copy of the request: should this worker be killed,
-        the client's connection lives on there, and the batch is run again."""
-        if to == self._fanout.index or self._call.copy_request is None or self._has_copy():
+        """One sibling with a lane has a copy of the request: should this worker be killed, the
+        client's connection lives on there, and the batch is run again."""
+        has_copy = any(lane.has_copy for lane in self._lanes.values())
+        if to == self._fanout.index or self._call.copy_request is None or has_copy:
             return None
         return self._call.copy_request()
-
-    def _has_copy(self) -> bool:
-        return any(to != self._fanout.index for to in self._lanes)
 
     def _load(self, to: int) -> int:
         row = self._fanout.scoreboard[to]

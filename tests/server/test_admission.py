@@ -214,9 +214,10 @@ def send_infer(pool: Pool, max_tokens: int) -> socket.socket:
 
 
 def test_a_request_that_is_sent_ahead_does_not_pass_for_a_hangup(narrow: Pool) -> None:
-    with send_infer(narrow, max_tokens=10) as client:
+    with send_infer(narrow, max_tokens=30) as client:
+        wait_until(lambda: total(narrow, "inflight") == 1, 5, "a running request")
         client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
-        assert read_answer(client) == ["abcabcabca"]
+        assert read_answer(client) == ["abc" * 10]
 
 
 def read_answer(client: socket.socket) -> Any:
