@@ -36,6 +36,8 @@ The same application with an engine that answers at once, one worker on one core
 another core that ask again as soon as they are answered, over kept-alive connections.
 """
 
+IDEAL = "one queue before all workers that costs nothing, computed for the same clients"
+
 NO_NGINX = """\
 nginx is not among the contenders: there was none on PATH or in the variable `NGINX`.
 """
@@ -84,6 +86,7 @@ def values_of(scene: Mapping[str, Any], name: str, fact: str, share: str) -> lis
 def _legend(result: Mapping[str, Any]) -> str:
     names = names_of(result["scenes"][0])
     lines = [f"- `{name}`: {WHATS[name]}" for name in names]
+    lines.append(f"- ideal: {IDEAL}")
     return "\n".join(lines) + "\n" + ("" if "nginx" in names else f"\n{NO_NGINX}")
 
 
@@ -92,7 +95,23 @@ def _scenes(scenes: Sequence[Mapping[str, Any]]) -> str:
         "workers", "load", "contender", "TTFT p50, ms", "p90", "p99", "latency p50, ms", "p99",
         "busiest worker", "CPU per request, ms",
     )  # fmt: skip
-    return render_table(head, (_row(scene, name) for scene in scenes for name in names_of(scene)))
+    rows: list[tuple[str, ...]] = []
+    for scene in scenes:
+        rows += [_row(scene, name) for name in names_of(scene)]
+        rows.append(_ideal_row(scene))
+    return render_table(head, rows)
+
+
+def ideals_of(scene: Mapping[str, Any], share: str) -> list[float]:
+    """The computed percentile of each round that counts."""
+    pairs = zip(scene["rounds"], scene["ideal_ttft_ms"], strict=True)
+    return [float(ideal[share]) for one, ideal in pairs if counts(one)]
+
+
+def _ideal_row(scene: Mapping[str, Any]) -> tuple[str, ...]:
+    middle = [f"{median(ideals_of(scene, share)):.0f}" for share in ("50", "90")]
+    tail = render_spread(ideals_of(scene, "99"), 0)
+    return str(scene["workers"]), f"{scene['load']:.0%}", "ideal", *middle, tail, "", "", "", ""
 
 
 def _row(scene: Mapping[str, Any], name: str) -> tuple[str, ...]:
