@@ -26,7 +26,7 @@ def test_a_server_answers_every_client_from_its_workers(start: Any, tmp_path: Pa
     with start_two(tmp_path, (0,)) as site:
         found = offer(site, [Arrival(index / 100, 40) for index in range(40)], 2)
     assert found.find_fault() is None
-    assert len(found.facts()["tokens_by_worker"]) == 2
+    assert min(found.facts()["tokens_by_worker"]) > 0
 
 
 def test_nginx_has_all_servers_and_keeps_their_connections() -> None:
@@ -135,23 +135,26 @@ def test_the_ideal_plot_is_dashed() -> None:
     assert plot.render(RESULT).count("stroke-dasharray") == 2  # the legend's and the one panel's
 
 
-def committed() -> dict[str, Any]:
-    return report.load_results()[balance.NAME]
+def committed() -> list[dict[str, Any]]:
+    """None, or one."""
+    return [one for name, one in report.load_results().items() if name == balance.NAME]
 
 
 def test_committed_numbers_are_of_the_scenes_as_they_are_now() -> None:
-    result = committed()
-    scenes = [(scene["workers"], scene["load"]) for scene in result["scenes"]]
-    assert scenes == [(size, share) for size in balance.WORKERS for share in balance.LOADS]
-    assert [one["clients"] for one in result["overhead"]] == list(balance.CLIENTS)
-    assert result["model"] == asdict(balance.MODEL)
-    assert result["run_s"] == balance.RUN_S
+    for result in committed():
+        scenes = [(scene["workers"], scene["load"]) for scene in result["scenes"]]
+        assert scenes == [(size, share) for size in balance.WORKERS for share in balance.LOADS]
+        assert [one["clients"] for one in result["overhead"]] == list(balance.CLIENTS)
+        assert result["model"] == asdict(balance.MODEL)
+        assert result["run_s"] == balance.RUN_S
 
 
 def test_committed_scenes_have_three_rounds_or_more_that_count() -> None:
-    for series in balance.series_of(committed()):
-        assert sum(map(counts, series)) >= balance.NUM_ROUNDS
+    for result in committed():
+        for series in balance.series_of(result):
+            assert sum(map(counts, series)) >= balance.NUM_ROUNDS
 
 
-def test_the_committed_plot_shows_the_committed_numbers() -> None:
-    assert report.PLOT.read_text() == plot.render(committed())
+def test_there_is_a_plot_if_there_are_numbers_and_it_shows_them() -> None:
+    plots = [report.PLOT.read_text()] if report.PLOT.exists() else []
+    assert plots == [plot.render(result) for result in committed()]
