@@ -13,20 +13,21 @@ TITLE = "Balance against stock gthread and nginx"
 PLOT = "balance.svg"
 
 TEXT = """\
-How requests of very different lengths are spread over workers. The engine is scripted: a step of a
-batch of n takes {step_ms:g} ms x (1 + n / {batch_cost:g}) of sleep and gives each of its sequences
-a token; {slots} sequences run at once, the others wait. So a machine with few cores can play one
-with many GPUs, and every contender has the very same engine and Flask application in each worker.
-Clients come in an open loop: Poisson arrivals and lognormal lengths (median 18 tokens, at most
-320) from a fixed seed, the same for all contenders of a round, over kept-alive connections. The
-load is the share of what all full batches give. Lengths are known to the engine alone.
+How requests of very different lengths are spread over workers. The engine is scripted: it sleeps
+{step_ms:g} ms x (1 + n / {batch_cost:g}) for a step of a batch of n and gives each of its sequences
+a token; {slots} run at once, the others wait. So a machine with few cores can play one with many
+GPUs, and every contender has the very same engine and Flask application in each worker. Clients
+come in an open loop: Poisson arrivals and lognormal lengths (median 18 tokens, at most 320; a
+tenth of the requests has two fifths of the tokens) from a fixed seed, the same for all contenders
+of a round, over connections that are used again. The load is the share of what all full batches
+give. How long a request will be, only the engine can tell.
 
-The time to the first token counts from when the client was due to come to the step that gave the
-token. The engine writes that time into its answer, by the monotonic clock that all processes of
-the machine share; whatever the request waited for is so inside it, on the way and in any queue.
-Latency ends when the answer is read. Runs start with idle workers and last {run_s:g} s; who comes
-in the first second is left out of the percentiles. A cell is the median of the rounds; what
-stands in brackets, the lowest and the highest of them.
+The time to the first token (TTFT) counts from when the client was due to come to the step that
+gave the token. The engine writes that time into its answer, by the monotonic clock that all
+processes of the machine share; so whatever the request waited for is inside it, on the way and in
+any queue. Latency ends when the answer is read. Runs start with idle workers and take in clients
+for about {run_s:g} s; who comes in the first second is left out of the percentiles. Each number is
+the median of the rounds, with the lowest and the highest of them in brackets.
 """
 
 OVERHEAD = """\
@@ -39,7 +40,7 @@ another core that ask again as soon as they are answered, over kept-alive connec
 IDEAL = "one queue before all workers that costs nothing, computed for the same clients"
 
 NO_NGINX = """\
-nginx is not among the contenders: there was none on PATH or in the variable `NGINX`.
+nginx is not among the contenders: it was neither on PATH nor in the variable `NGINX`.
 """
 
 
