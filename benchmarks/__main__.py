@@ -21,7 +21,11 @@ QUIET_TIMEOUT_S = 60
 
 def main() -> int:
     """The exit code: 1 when there was an invalid round, or too few that count."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=f"{balance.NAME} takes nginx from PATH or from the variable NGINX, if it is there",
+    )
     parser.add_argument(
         "--rounds",
         type=int,

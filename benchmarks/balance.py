@@ -17,8 +17,9 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.closed_loop import ask_again
 from benchmarks.contender import Contender, Outcome
+from benchmarks.ideal import ideal_ttft_ms
 from benchmarks.nginx import find_nginx, start_nginx
-from benchmarks.open_loop import draw_arrivals, offer
+from benchmarks.open_loop import Arrival, draw_arrivals, offer
 from benchmarks.rounds import load, run_round, run_rounds
 from benchmarks.site import Site, StepModel, start_pool
 from benchmarks.stock import start_stock
@@ -83,9 +84,9 @@ def contenders_of(
     return [Contender(name, WHATS[name], tuple(cores), 0, start) for name, start in starts.items()]
 
 
-def offered_tokens_per_second(num_workers: int, share: float) -> float:
-    """At this share of what so many full batches give."""
-    return share * num_workers * MODEL.tokens_per_second
+def arrivals_of(num_workers: int, share: float, index: int, seconds: float) -> list[Arrival]:
+    """A round's clients, at this share of what so many full batches give."""
+    return draw_arrivals(index, share * num_workers * MODEL.tokens_per_second, seconds)
 
 
 def _run_size(
@@ -95,8 +96,7 @@ def _run_size(
 
     def work(share: float, seconds: float) -> Any:
         def prepare(contender: Contender[Site], index: int) -> Callable[[Site], Outcome]:
-            rate = offered_tokens_per_second(num_workers, share)
-            arrivals = draw_arrivals(index, rate, seconds)
+            arrivals = arrivals_of(num_workers, share, index, seconds)
             return lambda site: offer(site, arrivals, num_workers)
 
         return prepare
@@ -108,7 +108,11 @@ def _run_size(
             rounds = run_rounds(
                 title, contenders, loaded, work(share, RUN_S), num_rounds, quiet_timeout_s
             )
-            yield {"workers": num_workers, "load": share, "rounds": rounds}
+            ideals = [
+                ideal_ttft_ms(num_workers, MODEL, arrivals_of(num_workers, share, index, RUN_S))
+                for index in range(len(rounds))
+            ]
+            yield {"workers": num_workers, "load": share, "rounds": rounds, "ideal_ttft_ms": ideals}
 
 
 def _run_overhead(

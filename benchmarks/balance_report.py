@@ -13,20 +13,21 @@ TITLE = "Balance against stock gthread and nginx"
 PLOT = "balance.svg"
 
 TEXT = """\
-How requests of very different lengths are spread over workers. The engine is scripted: a step of a
-batch of n takes {step_ms:g} ms x (1 + n / {batch_cost:g}) of sleep and gives each of its sequences
-a token; {slots} sequences run at once, the others wait. So a machine with few cores can play one
-with many GPUs, and every contender has the very same engine and Flask application in each worker.
-Clients come in an open loop: Poisson arrivals and lognormal lengths (median 18 tokens, at most
-320) from a fixed seed, the same for all contenders of a round, over kept-alive connections. The
-load is the share of what all full batches give. Lengths are known to the engine alone.
+How requests of very different lengths are spread over workers. The engine is scripted: it sleeps
+{step_ms:g} ms x (1 + n / {batch_cost:g}) for a step of a batch of n and gives each of its sequences
+a token; {slots} run at once, the others wait. So a machine with few cores can play one with many
+GPUs, and every contender has the very same engine and Flask application in each worker. Clients
+come in an open loop: Poisson arrivals and lognormal lengths (median 18 tokens, at most 320; a
+tenth of the requests has two fifths of the tokens) from a fixed seed, the same for all contenders
+of a round, over connections that are used again. The load is the share of what all full batches
+give. How long a request will be, only the engine can tell.
 
-The time to the first token counts from when the client was due to come to the step that gave the
-token. The engine writes that time into its answer, by the monotonic clock that all processes of
-the machine share; whatever the request waited for is so inside it, on the way and in any queue.
-Latency ends when the answer is read. Runs start with idle workers and last {run_s:g} s; who comes
-in the first second is left out of the percentiles. A cell is the median of the rounds; what
-stands in brackets, the lowest and the highest of them.
+The time to the first token (TTFT) counts from when the client was due to come to the step that
+gave the token. The engine writes that time into its answer, by the monotonic clock that all
+processes of the machine share; so whatever the request waited for is inside it, on the way and in
+any queue. Latency ends when the answer is read. Runs start with idle workers and take in clients
+for about {run_s:g} s; who comes in the first second is left out of the percentiles. Each number is
+the median of the rounds, with the lowest and the highest of them in brackets.
 """
 
 OVERHEAD = """\
@@ -36,8 +37,10 @@ The same application with an engine that answers at once, one worker on one core
 another core that ask again as soon as they are answered, over kept-alive connections.
 """
 
+IDEAL = "one queue before all workers that costs nothing, computed for the same clients"
+
 NO_NGINX = """\
-nginx is not among the contenders: there was none on PATH or in the variable `NGINX`.
+nginx is not among the contenders: it was neither on PATH nor in the variable `NGINX`.
 """
 
 
@@ -84,6 +87,7 @@ def values_of(scene: Mapping[str, Any], name: str, fact: str, share: str) -> lis
 def _legend(result: Mapping[str, Any]) -> str:
     names = names_of(result["scenes"][0])
     lines = [f"- `{name}`: {WHATS[name]}" for name in names]
+    lines.append(f"- ideal: {IDEAL}")
     return "\n".join(lines) + "\n" + ("" if "nginx" in names else f"\n{NO_NGINX}")
 
 
@@ -92,7 +96,23 @@ def _scenes(scenes: Sequence[Mapping[str, Any]]) -> str:
         "workers", "load", "contender", "TTFT p50, ms", "p90", "p99", "latency p50, ms", "p99",
         "busiest worker", "CPU per request, ms",
     )  # fmt: skip
-    return render_table(head, (_row(scene, name) for scene in scenes for name in names_of(scene)))
+    rows: list[tuple[str, ...]] = []
+    for scene in scenes:
+        rows += [_row(scene, name) for name in names_of(scene)]
+        rows.append(_ideal_row(scene))
+    return render_table(head, rows)
+
+
+def ideals_of(scene: Mapping[str, Any], share: str) -> list[float]:
+    """The computed percentile of each round that counts."""
+    pairs = zip(scene["rounds"], scene["ideal_ttft_ms"], strict=True)
+    return [float(ideal[share]) for one, ideal in pairs if counts(one)]
+
+
+def _ideal_row(scene: Mapping[str, Any]) -> tuple[str, ...]:
+    middle = [f"{median(ideals_of(scene, share)):.0f}" for share in ("50", "90")]
+    tail = render_spread(ideals_of(scene, "99"), 0)
+    return str(scene["workers"]), f"{scene['load']:.0%}", "ideal", *middle, tail, "", "", "", ""
 
 
 def _row(scene: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.balance_report import names_of, values_of
+from benchmarks.balance_report import ideals_of, names_of, values_of
 from benchmarks.rounds import counts, median
 
-COLOURS = {"pool": "#0a7a5c", "stock": "#c4452f", "nginx": "#5b5bd6"}
+COLOURS = {"pool": "#0a7a5c", "stock": "#c4452f", "nginx": "#5b5bd6", "ideal": "#888888"}
 INK, GRID, PAPER = "#333333", "#dddddd", "#ffffff"
 PANEL_WIDTH, PANEL_HEIGHT = 220, 240
 LEFT, TOP, GAP, BOTTOM = 60, 60, 24, 48
@@ -47,13 +47,14 @@ def render(result: Mapping[str, Any]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'font-family="sans-serif" font-size="12" fill="{INK}">',
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
-        *_legend(names_of(scenes[0])),
+        *_legend([*names_of(scenes[0]), "ideal"]),
     ]
     for index, size in enumerate(sizes):
         left = LEFT + index * (PANEL_WIDTH + GAP)
         own = [scene for scene in scenes if scene["workers"] == size]
         lines += _frame(left, f"{size} workers", [scene["load"] for scene in own], scale)
         lines += _ticks(scale) if index == 0 else []
+        lines += _ideal(left, own, scale)
         for place, name in enumerate(names_of(scenes[0])):
             lines += _curve(left, own, name, (place - 1) * SHIFT, scale)
     return "\n".join([*lines, "</svg>"]) + "\n"
@@ -64,7 +65,7 @@ def _scale_of(scenes: Sequence[Mapping[str, Any]]) -> Scale:
         value
         for scene in scenes
         for name in names_of(scene)
-        for value in values_of(scene, name, "ttft_ms", "99")
+        for value in values_of(scene, name, "ttft_ms", "99") + ideals_of(scene, "99")
     ]
     low = math.floor(math.log10(min(values)))
     return Scale(low, max(low + 1, math.ceil(math.log10(max(values)))))
@@ -81,7 +82,7 @@ def _legend(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         yield f'<line x1="{x}" y1="16" x2="{x + 22}" y2="16" {_stroke(name)}/>'
         yield _text(x + 28, 20, name)
-        x += 90
+        x += 76
 
 
 def _frame(left: float, title: str, loads: Sequence[float], scale: Scale) -> Iterator[str]:
@@ -98,6 +99,15 @@ def _frame(left: float, title: str, loads: Sequence[float], scale: Scale) -> Ite
 def _ticks(scale: Scale) -> Iterator[str]:
     for power in range(scale.low, scale.high + 1):
         yield _text(LEFT - 8, scale.y(10.0**power) + 4, f"{10.0**power:g}", anchor="end")
+
+
+def _ideal(left: float, scenes: Sequence[Mapping[str, Any]], scale: Scale) -> Iterator[str]:
+    loads = [scene["load"] for scene in scenes]
+    points = " ".join(
+        f"{_x(left, loads, index):.1f},{scale.y(median(ideals_of(scene, '99'))):.1f}"
+        for index, scene in enumerate(scenes)
+    )
+    yield f'<polyline points="{points}" fill="none" {_stroke("ideal")}/>'
 
 
 def _curve(
@@ -118,7 +128,8 @@ def _curve(
 
 
 def _stroke(name: str) -> str:
-    return f'stroke="{COLOURS[name]}" stroke-width="2"'
+    dashes = ' stroke-dasharray="5 4"' if name == "ideal" else ""
+    return f'stroke="{COLOURS[name]}" stroke-width="2"{dashes}'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float) -> str:
