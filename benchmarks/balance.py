@@ -20,7 +20,7 @@ from benchmarks.contender import Contender, Outcome
 from benchmarks.ideal import ideal_ttft_ms
 from benchmarks.nginx import find_nginx, start_nginx
 from benchmarks.open_loop import Arrival, draw_arrivals, offer
-from benchmarks.rounds import load, run_round, run_rounds
+from benchmarks.rounds import Work, load, run_round, run_rounds
 from benchmarks.site import Site, StepModel, start_pool
 from benchmarks.stock import start_stock
 
@@ -94,7 +94,7 @@ def _run_size(
 ) -> Iterator[dict[str, Any]]:
     contenders = contenders_of(num_workers, binary, sorted(os.sched_getaffinity(0)))
 
-    def work(share: float, seconds: float) -> Any:
+    def work(share: float, seconds: float) -> Work[Site]:
         def prepare(contender: Contender[Site], index: int) -> Callable[[Site], Outcome]:
             arrivals = arrivals_of(num_workers, share, index, seconds)
             return lambda site: offer(site, arrivals, num_workers)
@@ -124,7 +124,7 @@ def _run_overhead(
         Contender("stock", WHATS["stock"], core, 0, start_stock(1, NOOP)),
     ]
 
-    def work(num_clients: int, seconds: float) -> Any:
+    def work(num_clients: int, seconds: float) -> Work[Site]:
         return lambda contender, index: lambda site: ask_again(site, num_clients, seconds)
 
     with load(f"{NAME}, overhead", contenders, folder) as loaded:

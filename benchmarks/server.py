@@ -15,6 +15,8 @@ from tests.pool import ROOT, clean_environment, wait_until
 
 LOAD_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 20
+AT_OUR_END = ("setpriv", "--pdeathsig", "TERM")
+"""A driver that is killed must not leave its servers behind."""
 NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
 """All contenders run on CPU cores, also where there are GPUs."""
 
@@ -31,7 +33,7 @@ def running(
     """Once `ready_url` answers 200, what lists the server's processes; ends them all."""
     with log_path.open("wb") as log, on_cores(cores):
         popen = subprocess.Popen(
-            command,
+            [*AT_OUR_END, *command],
             cwd=ROOT,
             env=clean_environment(PYTHONPATH=str(ROOT), **NO_GPUS, **env),
             stdin=subprocess.DEVNULL,

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.contender import Start
 from benchmarks.server import running
@@ -49,7 +49,7 @@ def start_stock(num_workers: int, model: StepModel) -> Start[Site]:
 @contextmanager
 def serve_stock(
     folder: Path, cores: tuple[int, ...], num_workers: int, model: StepModel
-) -> Iterator[Any]:
+) -> Iterator[tuple[int, Callable[[], list[int]]]]:
     """The port, and what lists the processes."""
     port = free_port()
     command = [
