@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import http.client
 import itertools
 import os
 import signal
@@ -20,7 +18,6 @@ import yaml
 from tests.demo_model import gguf_path
 from tests.machine import fake_machine
 from tests.pool import Pool, is_alive, wait_until
-from tests.server.load import ask
 
 pytestmark = pytest.mark.server
 
@@ -124,29 +121,6 @@ def test_with_one_worker_requests_wait_and_probes_answer(tmp_path: Path) -> None
         assert load.wrong_answers() == []
         assert slowest.result() < 2.5
         assert load.fewest_ready() == 0
-
-
-@pytest.mark.parametrize("has_asked", [True, False], ids=["kept_alive", "silent"])
-def test_idle_connections_outlive_a_reload(tmp_path: Path, has_asked: bool) -> None:
-    config = tmp_path / "pool.yaml"
-    write(config)
-    with (
-        fake_machine(tmp_path, gpus=2) as machine,
-        Pool(tmp_path, "--config", str(config), env=machine.env()) as pool,
-        contextlib.ExitStack() as opened,
-    ):
-        before = pids(pool.wait_ready(workers=2))
-        clients = [
-            http.client.HTTPConnection("127.0.0.1", pool.port, timeout=20) for _ in range(12)
-        ]
-        for client in clients:
-            opened.callback(client.close)
-            client.connect()
-            assert not has_asked or ask(client, "/infer", "ab", 2) == (200, ["ab"])
-        hang_up(pool, DONE)
-        wait_until(lambda: not any(map(is_alive, before)), 10, "the end of the old workers")
-        for client in clients:
-            assert ask(client, "/infer", "ab", 2) == (200, ["ab"])
 
 
 def slowest_probe(pool: Pool, is_over: Callable[[], bool]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import resource
+import signal
 import socket
 import statistics
 import time
@@ -14,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pool import Pool
+from tests.pool import Pool, is_alive, wait_until
+from tests.server.load import ask
 
 pytestmark = [pytest.mark.server, pytest.mark.quiet]
 
@@ -89,3 +91,24 @@ def test_at_the_limit_of_connections_the_oldest_idle_one_makes_room(
         assert clients[0].sock.recv(1) == b""
         clients[-1].request("GET", "/livez")
         assert clients[-1].getresponse().status == 200
+
+
+@pytest.mark.parametrize("has_asked", [True, False], ids=["kept_alive", "silent"])
+def test_idle_connections_outlive_a_reload(tmp_path: Path, has_asked: bool) -> None:
+    with (
+        Pool(tmp_path, *SCRIPTED, "--workers", "2") as pool,
+        contextlib.ExitStack() as opened,
+    ):
+        before = [worker["pid"] for worker in pool.wait_ready(workers=2).workers()]
+        clients = [
+            http.client.HTTPConnection("127.0.0.1", pool.port, timeout=20) for _ in range(12)
+        ]
+        for client in clients:
+            opened.callback(client.close)
+            client.connect()
+            assert not has_asked or ask(client, "/infer", "ab", 2) == (200, ["ab"])
+        pool.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload: done" in pool.log(), 40, "the end of the reload")
+        wait_until(lambda: not any(map(is_alive, before)), 10, "the end of the old workers")
+        for client in clients:
+            assert ask(client, "/infer", "ab", 2) == (200, ["ab"])
