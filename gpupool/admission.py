@@ -67,7 +67,7 @@ class Admission:
         if choice.kind == "forward" and self._hand_over(conn, choice.to):
             return
         if choice.kind == "run" and not self._may_run(conn):
-            self._let_wait(conn, settle=False)
+            self._let_wait(conn)
         elif choice.kind == "run" or not (own.is_ready or own.state in ON_ITS_WAY):
             self._run(conn, own)
         elif may_be_refused(conn.parser.request.path) and self._num_waiting() >= self._max_waiting:
@@ -87,7 +87,7 @@ class Admission:
             if choice.kind == "run":
                 self._run(conn, own)
             elif not self._hand_over(conn, choice.to):
-                self._let_wait(conn, settle=False)
+                self._let_wait(conn)
                 break
         if not len(self.room):
             self._ask()
@@ -194,14 +194,12 @@ class Admission:
     def _may_run(self, conn: Connection) -> bool:
         return not (self._suspects and self._is_suspect(conn))
 
-    def _let_wait(self, conn: Connection, *, settle: bool = True) -> None:
+    def _let_wait(self, conn: Connection) -> None:
+        """A sibling that looked for waiting requests just before has not seen this one; so the
+        worker settles once more at the end of each turn of its loop."""
         self.room.add(conn)
         self._hangups.watch(conn.sock, lambda: self._forget_gone(conn))
         self._publish()
-        if settle:
-            # A sibling that looked for waiting requests just before this one was published has
-            # seen none; so look once more for its free slot.
-            self.settle()
 
     def _leave_room(self, conn: Connection) -> None:
         self.room.remove(conn)
@@ -262,7 +260,8 @@ class Admission:
             self._asked = 0.0
             self.take_over(message)
         elif message.kind == "idle":
-            self._host.keep(self._adopt(message))
+            conn = self._adopt(message)
+            conn.intake.watch(conn)
         elif message.kind == "ask":
             self._answer_ask(message.sender, message.fields["count"])
         elif message.kind == "metrics":
@@ -276,7 +275,8 @@ class Admission:
 
     def take_over(self, message: Message) -> None:
         """Answer a request that another worker had read."""
-        self._host.read(self._adopt(message))
+        conn = self._adopt(message)
+        conn.intake.read(conn)
 
     def _adopt(self, message: Message) -> Connection:
         fields = message.fields
@@ -292,7 +292,7 @@ class Admission:
                 return
             self._leave_room(conn)
             if not self._hand_over(conn, sender):
-                self._let_wait(conn, settle=False)
+                self._let_wait(conn)
                 return
 
 

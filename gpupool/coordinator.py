@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from gpupool.lane import Answer, Jobs
 from gpupool.load_times import DEFAULT_RETRY_AFTER_S
 from gpupool.mailbox import Message
 from gpupool.scoreboard import Row
+from gpupool.send_limit import limit_send
 
 if TYPE_CHECKING:
     from gpupool.fanout import Fanout
@@ -105,8 +105,9 @@ class Coordinator:
 
     def _turn(self, hangup: int) -> None:
         if self._pending:
-            self._open_lanes()
-            self._feed()
+            hosts = self._hosts()
+            self._open_lanes(hosts)
+            self._feed(hosts)
             self._give_up_if_nobody()
         sources: list[Connection[Jobs | None, Answer] | int] = [hangup]
         sources += (lane.conn for lane in self._lanes.values())
@@ -127,10 +128,9 @@ class Coordinator:
         ready = [index for index, row in rows if row.is_ready]
         return ready or [i for i, row in rows if row.pid and row.state == "draining" and row.slots]
 
-    def _open_lanes(self) -> None:
+    def _open_lanes(self, hosts: list[int]) -> None:
         """To the idlest workers, to no more than there are jobs."""
-        hosts = sorted(self._hosts(), key=self._load)
-        for to in hosts[: len(self._pending)]:
+        for to in sorted(hosts, key=self._load)[: len(self._pending)]:
             if to not in self._lanes:
                 self._open(to)
         for to, lane in list(self._lanes.items()):
@@ -140,7 +140,7 @@ class Coordinator:
     def _open(self, to: int) -> None:
         ours, theirs = socket.socketpair()
         # A worker that stands still must not hold up the whole batch.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
+        limit_send(ours, SEND_TIMEOUT_S)
         with theirs:
             copy = self._copy_for(to)
             message = copy or Message("fanout", self._fanout.index)
@@ -166,9 +166,9 @@ class Coordinator:
             on_its_way += self._lanes[to].num_sent
         return int(row.running + row.waiting + on_its_way)
 
-    def _feed(self) -> None:
+    def _feed(self, hosts: list[int]) -> None:
         """Give out jobs, each to the worker with the least to do that has room."""
-        lanes = [self._lanes[to] for to in self._hosts() if to in self._lanes]
+        lanes = [self._lanes[to] for to in hosts if to in self._lanes]
         loads = {lane.to: self._load(lane.to) for lane in lanes}
         given: dict[int, list[int]] = {lane.to: [] for lane in lanes}
         share = self._share(lanes)

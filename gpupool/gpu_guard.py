@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 
 from dispatcher import GPUDispatcher
+from gpupool.backoff import DELAYS_S
 from gpupool.scoreboard import Scoreboard
 
 log = logging.getLogger(__name__)
 
-RESTART_AFTER_S = (1, 5, 30, 120)
 SETTLED_S = 60  # a watch that lived this long starts again without delay growing
 
 
@@ -100,7 +100,7 @@ class GpuGuard:
     def _plan_restart(self, what: str) -> None:
         if time.monotonic() - self._started_at > SETTLED_S:
             self._num_failures = 0
-        delay_s = RESTART_AFTER_S[min(self._num_failures, len(RESTART_AFTER_S) - 1)]
+        delay_s = DELAYS_S[min(self._num_failures, len(DELAYS_S) - 1)]
         self._num_failures += 1
         self._start_at = time.monotonic() + delay_s
         log.error("the GPU watch %s; it starts again in %d s", what, delay_s)

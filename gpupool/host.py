@@ -25,15 +25,9 @@ class Host(Protocol):
     def adopt(self, sock: socket.socket, client: object, server: object) -> Connection:
         """Take over a connection that another worker accepted."""
 
-    def read(self, conn: Connection) -> None:
-        """Read the next request of a connection that has bytes."""
-
     def open_lane(self, sock: socket.socket, copy: Message) -> None:
         """Serve a sibling's batch. With a descriptor, `copy` is the whole request, to be
         answered here if the sibling is killed."""
 
     def tell_metrics(self, sock: socket.socket) -> None:
         """A sibling asks what this worker's engine tells."""
-
-    def keep(self, conn: Connection) -> None:
-        """Wait for the next request of a connection that has none."""

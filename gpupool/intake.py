@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import selectors
 import socket
-import struct
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,7 @@ from gunicorn.workers.gthread import TConn
 
 from gpupool.call import Call, History
 from gpupool.errors import RequestError, TooLarge
+from gpupool.send_limit import limit_send
 
 READ_SIZE = 65536
 LINGER_S = 2.0
@@ -137,8 +137,7 @@ class Connection(TConn):  # type: ignore[misc]
     def limit_send(self, seconds: int) -> None:
         """How long one write of the answer may take: a client that stops reading must not hold
         a handler thread for ever."""
-        limit = struct.pack("ll", seconds, 0)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        limit_send(self.sock, seconds)
 
     def close(self, graceful: bool = False) -> None:
         """Close without blocking: stock gthread waits up to 2 s for the client, on the main
@@ -192,7 +191,10 @@ class Intake:
         conn.reader = greenlet.greenlet(self._read_request)
         self._reading[conn] = time.monotonic() + self._read_timeout_s
         if self._resume(conn, conn):
-            self.read_on(conn)
+            self._listen(conn)
+
+    def _listen(self, conn: Connection) -> None:
+        self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
 
     def _readable(self, conn: Connection, sock: socket.socket) -> None:
         self._resume(conn)
@@ -283,7 +285,7 @@ class Intake:
     def read_on(self, conn: Connection) -> None:
         """Wait for the rest of a request."""
         self._reading[conn] = time.monotonic() + self._read_timeout_s
-        self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
+        self._listen(conn)
 
     def expire(self, *, drain: bool = False) -> None:
         """Give up on connections past their deadline; with drain, on all idle ones at once."""

@@ -15,6 +15,7 @@ from gpupool import load_times
 from gpupool.engines.base import Engine, Report
 from gpupool.errors import Unavailable
 from gpupool.gpus import Gpu
+from gpupool.keys import KeyRing
 from gpupool.partition import Slice
 from gpupool.settings import Settings, read_settings
 
@@ -30,6 +31,7 @@ class Replica:
         self._boot = boot
         self._changed = threading.Condition()
         self._settings: Settings | None = None
+        self._keys: KeyRing | None = None
         self.slot = 0
         self.gpus: tuple[Gpu, ...] = ()
         self.estimate_s: float | None = None
@@ -48,10 +50,18 @@ class Replica:
             self._settings = read_settings()
         return self._settings
 
+    @property
+    def keys(self) -> KeyRing:
+        """Who may ask; made once for the settings in force."""
+        keys = self._keys
+        if keys is None:
+            keys = self._keys = KeyRing(self.settings.api_key)
+        return keys
+
     def adopt(self, settings: Settings) -> None:
         """Use these settings, not this process's environment: after a reload that was given up,
         the YAML file says something else."""
-        self._settings = settings
+        self._settings, self._keys = settings, None
 
     def load(self, gpu_slice: Slice, settings: Settings) -> None:
         """Boot the engine and block until it is ready; raises what the engine raised."""

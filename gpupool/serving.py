@@ -27,7 +27,6 @@ from gpupool.fanout import Fanout
 from gpupool.http_error import send_error
 from gpupool.inquiry import Inquiry, tell
 from gpupool.intake import Connection, Intake
-from gpupool.keys import KeyRing
 from gpupool.lane import Lane
 from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.replica import Replica
@@ -88,7 +87,7 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
 
     def open_for_requests(self) -> None:
         """Make what requests go through; the poller is there."""
-        self.keys = KeyRing(self.settings.api_key)
+        self.keys = self.replica.keys
         self.slots = Slots(self.row)
         self.slots.on_free = self._settle_soon
         self.app.extensions["gpupool.fanout"] = Fanout(
@@ -157,14 +156,6 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         """Take a connection, new or from a sibling."""
         self.nr_conns += 1
         return Connection(self.cfg, sock, client, server, self.intake)
-
-    def read(self, conn: Connection) -> None:
-        """Read the next request of a connection that has bytes."""
-        self.intake.read(conn)
-
-    def keep(self, conn: Connection) -> None:
-        """Wait for the next request of a connection that has none."""
-        self.intake.watch(conn)
 
     def enqueue_req(self, conn: Connection) -> None:
         """A kept-alive connection has bytes: read on (gthread would take a thread here)."""

@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VENV_BIN = ROOT / ".venv" / "bin"
+SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 # A killed test run must not leave a pool behind.
 AT_OUR_END = ("setpriv", "--pdeathsig", "TERM", "bash")
 # Passes a listening socket as systemd does: as descriptor 3, with the pid of what is executed.
@@ -170,6 +171,15 @@ class Pool:
         status, answer = self.post("/infer", {"instances": instances, "params": params})
         assert status == 200, answer
         return answer
+
+    def send_infer(self, instances: Any, **params: Any) -> socket.socket:
+        """Ask and do not wait for the answer; the connection."""
+        body = json.dumps({"instances": instances, "params": params})
+        client = socket.create_connection(("127.0.0.1", self.port))
+        client.sendall(
+            f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        return client
 
     def workers(self) -> list[dict[str, Any]]:
         return list(self.get("/pool")[1]["workers"])

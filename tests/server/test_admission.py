@@ -17,12 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.pool import Pool, wait_until
+from tests.pool import SCRIPTED, Pool, wait_until
 from tests.server.load import Load, Watch
 
 pytestmark = [pytest.mark.server, pytest.mark.quiet]
-
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 
 
 @pytest.fixture(scope="module", name="fair")
@@ -200,21 +198,14 @@ def test_infer_that_waited_its_time_for_a_slot_is_a_429(tmp_path: Path) -> None:
 def test_a_client_that_leaves_while_it_waits_leaves_the_room(narrow: Pool) -> None:
     with Load(narrow, 4, max_tokens=40):
         wait_until(lambda: total(narrow, "inflight") >= 4, 5, "full slots")
-        client = send_infer(narrow, max_tokens=5)
+        client = narrow.send_infer(["abc"], max_tokens=5)
         wait_until(lambda: total(narrow, "waiting") == 1, 5, "a waiting request")
         client.close()
         wait_until(lambda: total(narrow, "waiting") == 0, 0.5, "its end")
 
 
-def send_infer(pool: Pool, max_tokens: int) -> socket.socket:
-    body = json.dumps({"instances": ["abc"], "params": {"max_tokens": max_tokens}})
-    client = socket.create_connection(("127.0.0.1", pool.port))
-    client.sendall(f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-    return client
-
-
 def test_a_request_that_is_sent_ahead_does_not_pass_for_a_hangup(narrow: Pool) -> None:
-    with send_infer(narrow, max_tokens=30) as client:
+    with narrow.send_infer(["abc"], max_tokens=30) as client:
         wait_until(lambda: total(narrow, "inflight") == 1, 5, "a running request")
         client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
         assert read_answer(client) == ["abc" * 10]
@@ -233,7 +224,7 @@ def test_clients_that_leave_give_back_slots_and_threads(narrow: Pool, rounds: in
     pid = narrow.workers()[0]["pid"]
     narrow.infer("warm", max_tokens=1)
     for round_number in range(rounds):
-        clients = [send_infer(narrow, max_tokens=900) for _ in range(4)]
+        clients = [narrow.send_infer(["abc"], max_tokens=900) for _ in range(4)]
         wait_until(lambda: total(narrow, "inflight") == 4, 5, "four running requests")
         for client in clients:
             client.close()
@@ -249,7 +240,7 @@ def test_a_stopping_pool_answers_all_that_came(narrow: Pool, tmp_path: Path) -> 
     flags = (*SCRIPTED, "--workers", "2", "--", "--token-s", "0.02", "--slots", "2")
     with Pool(tmp_path, *flags) as pool:
         pool.wait_ready(workers=2)
-        clients = [send_infer(pool, max_tokens=10) for _ in range(40)]
+        clients = [pool.send_infer(["abc"], max_tokens=10) for _ in range(40)]
         wait_until(lambda: total(pool, "waiting") >= 10, 5, "waiting requests")
         assert pool.stop() == 0
         for client in clients:
@@ -283,7 +274,7 @@ def test_a_stopping_pool_answers_whom_the_kernel_had_accepted(tmp_path: Path) ->
     with Pool(tmp_path, *SCRIPTED) as pool:
         [worker] = pool.wait_ready().workers()
         os.kill(worker["pid"], signal.SIGSTOP)
-        clients = [send_infer(pool, max_tokens=3) for _ in range(20)]
+        clients = [pool.send_infer(["abc"], max_tokens=3) for _ in range(20)]
         pool.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "Handling signal: term" in pool.log(), 5, "the master's end")
         os.kill(worker["pid"], signal.SIGCONT)

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,11 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.pool import Pool, is_alive, wait_until
+from tests.pool import SCRIPTED, Pool, is_alive, wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.quiet]
-
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 
 
 @pytest.fixture(scope="module", name="pool")
@@ -102,9 +99,7 @@ def test_two_batches_at_once_both_go_on(pool: Pool) -> None:
 
 
 def test_a_client_that_leaves_ends_its_batch_everywhere(pool: Pool) -> None:
-    body = json.dumps({"instances": ["~x"] * 60, "params": {"max_tokens": 500}})
-    client = socket.create_connection(("127.0.0.1", pool.port))
-    client.sendall(f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    client = pool.send_infer(["~x"] * 60, max_tokens=500)
     wait_until(lambda: all(w["inflight"] >= 4 for w in pool.workers()), 5, "a full pool")
     client.close()
     wait_until(lambda: idle(pool), 0.5 + 0.2, "the end of the batch")

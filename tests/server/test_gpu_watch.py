@@ -14,11 +14,10 @@ import psutil
 import pytest
 
 from tests.machine import fake_machine, uuid_of
-from tests.pool import Pool, is_alive, wait_until
+from tests.pool import SCRIPTED, Pool, is_alive, wait_until
 
 pytestmark = pytest.mark.server
 
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 SLOW = ("--", "--token-s", "0.02")
 
 

@@ -12,11 +12,9 @@ import pytest
 
 from tests import demo_model
 from tests.machine import fake_machine, uuid_of
-from tests.pool import Pool, wait_until
+from tests.pool import SCRIPTED, Pool, wait_until
 
 pytestmark = pytest.mark.server
-
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 
 
 def test_two_pools_never_share_a_gpu(tmp_path: Path) -> None:

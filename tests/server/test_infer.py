@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -279,7 +277,7 @@ def test_clients_that_leave_end_their_generations(pool: Pool, engine: str, round
     """10 in each round; what the engine goes on to compute would show as processor time."""
     before = (0, 0)
     for round_number in range(rounds):
-        clients = [_send_infer(pool, max_tokens=1500) for _ in range(10)]
+        clients = [pool.send_infer([CAPITAL], max_tokens=1500, ignore_eos=True) for _ in range(10)]
         wait_until(lambda: pool.workers()[0]["inflight"] == 10, 10, "ten requests")
         for client in clients:
             client.close()
@@ -294,14 +292,6 @@ def test_clients_that_leave_end_their_generations(pool: Pool, engine: str, round
     if engine == "vllm":  # which tells it at its steps
         for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
             assert [v for (found, _), v in scrape(pool).items() if found == name] == [0]
-
-
-def _send_infer(pool: Pool, max_tokens: int) -> socket.socket:
-    params = {"max_tokens": max_tokens, "ignore_eos": True}
-    body = json.dumps({"instances": [CAPITAL], "params": params})
-    client = socket.create_connection(("127.0.0.1", pool.port))
-    client.sendall(f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-    return client
 
 
 def _belongings(pool: Pool) -> tuple[int, int]:

@@ -16,12 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.machine import fake_machine, uuid_of
-from tests.pool import Pool, wait_until
+from tests.pool import SCRIPTED, Pool, wait_until
 from tests.scrape import Samples, scrape, total
 
 pytestmark = pytest.mark.server
-
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 
 
 @pytest.fixture(scope="module", name="pool")

@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 
 from tests.machine import fake_machine
-from tests.pool import Pool, is_alive, wait_until
+from tests.pool import SCRIPTED, Pool, is_alive, wait_until
 
 pytestmark = pytest.mark.server
-
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 
 
 @pytest.fixture(scope="module", name="pool")

@@ -14,11 +14,10 @@ import pytest
 
 from gpupool import load_times
 from gpupool.load_times import Load
-from tests.pool import Pool, wait_until
+from tests.pool import SCRIPTED, Pool, wait_until
 
 pytestmark = pytest.mark.server
 
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 LOAD = Load("M", "tests.engines.scripted:ScriptedEngine", 0, "cpu")
 ESTIMATE_S = 40.0
 

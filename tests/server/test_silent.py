@@ -15,12 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pool import Pool, is_alive, wait_until
+from tests.pool import SCRIPTED, Pool, is_alive, wait_until
 from tests.server.load import ask
 
 pytestmark = [pytest.mark.server, pytest.mark.quiet]
 
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 NUM_IDLE = 5_000
 NUM_HALF_SENT = 300
 HALF = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"

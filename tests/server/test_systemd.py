@@ -12,11 +12,10 @@ import psutil
 import pytest
 
 from tests.notify_socket import NotifySocket
-from tests.pool import Pool, wait_until
+from tests.pool import SCRIPTED, Pool, wait_until
 
 pytestmark = pytest.mark.server
 
-SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 HAS_CHILD = ("--model_name", "M", "--infer_type", "tests.engines.has_child:HasChild")
 
 
