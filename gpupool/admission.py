@@ -13,10 +13,10 @@ import time
 from gpupool.api import may_be_refused
 from gpupool.balancer import ON_ITS_WAY, View, ask_whom, pick
 from gpupool.call import Call, History
+from gpupool.connection import Connection
 from gpupool.disconnect import HangupWatcher
 from gpupool.errors import EngineDead, Overloaded
 from gpupool.host import Host
-from gpupool.intake import Connection
 from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.room import Room
 from gpupool.scoreboard import Row, Scoreboard

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from gpupool import nvml
+from gpupool import nvml, nvml_faults
 from gpupool.errors import ConfigError
 
 POLL_S = 2.0
@@ -139,7 +139,7 @@ class Watch:
 
         for uuid in self._healthy():
             try:
-                fault = nvml.fault_of(uuid)
+                fault = nvml_faults.fault_of(uuid)
             except pynvml.NVMLError as error:
                 # No reason to take a GPU away: the driver may be at fault, or be replaced.
                 if self._unclear.get(uuid) != str(error):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
+from gpupool.connection import Connection
 from gpupool.errors import RequestError
-from gpupool.intake import Connection
 from gpupool.mailbox import Message
 
 

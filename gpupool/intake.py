@@ -14,23 +14,17 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import greenlet
-from gunicorn.config import Config
-from gunicorn.http import get_parser
 from gunicorn.http.errors import NoMoreData
-from gunicorn.workers.gthread import TConn
 
-from gpupool.call import Call, History
+from gpupool.connection import WAIT, Connection
+from gpupool.deadlines import expired
 from gpupool.errors import RequestError, TooLarge
-from gpupool.send_limit import limit_send
+from gpupool.linger import Lingering
 
 READ_SIZE = 65536
-LINGER_S = 2.0
-MAX_LINGERING = 128  # each holds a file that no limit of connections counts
-
-K = TypeVar("K")
 
 
 class ReadTimeout(RequestError):
@@ -38,114 +32,6 @@ class ReadTimeout(RequestError):
 
     status = 408
     type = "invalid_request_error"
-
-
-class _PatientSocket:
-    """recv() for the parser: takes what is there, else returns to the main loop and waits. Keeps
-    what it took of the request, in case that another worker is to answer it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.taken: list[bytes] = []
-
-    def recv(self, size: int) -> bytes:
-        while True:
-            try:
-                data = self._sock.recv(size)
-            except BlockingIOError:
-                greenlet.getcurrent().parent.switch(_WAIT)
-            else:
-                self.taken.append(data)
-                return data
-
-
-_WAIT = object()
-
-
-class WholeRequest:
-    """Stands where gthread's handle() expects a parser: hands out what was read already."""
-
-    def __init__(self, cfg: Config, sock: socket.socket, client: Any) -> None:
-        self.source = _PatientSocket(sock)
-        self._parser = get_parser(cfg, self.source, client)
-        self.unreader = self._parser.unreader
-        self.request: Any = None
-        self.error: Exception | None = None
-
-    def parse(self) -> Any:
-        """The next request's head; raises StopIteration when the client has closed."""
-        return next(self._parser)
-
-    def __next__(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.request
-
-    def finish_body(self, deadline: float | None = None) -> bool:
-        """The body was read to its end before the request was handed over."""
-        return True
-
-
-class Connection(TConn):  # type: ignore[misc]
-    """One client connection: idle, being read, or handed over to a handler thread."""
-
-    def __init__(
-        self, cfg: Config, sock: socket.socket, client: Any, server: Any, intake: Intake
-    ) -> None:
-        super().__init__(cfg, sock, client, server)
-        # handle() must neither wait for data nor make a parser of its own.
-        self.initialized = True
-        self.parser = WholeRequest(cfg, sock, client)
-        self.reader: greenlet.greenlet | None = None
-        self.intake = intake
-        self.call = Call()
-        self.history = History()
-        self.was_forwarded = False
-
-    def begin(self) -> None:
-        """A next request begins."""
-        self.parser.request = self.parser.error = None
-        self.parser.source.taken = [self.parser.unreader.buf.getvalue()]
-        if not self.was_forwarded:
-            self.history = History()
-        self.call = Call(history=self.history)
-
-    def expect(self, data: bytes, history: History) -> None:
-        """A sibling read this much of the request, or nothing of a next one."""
-        self.was_forwarded = bool(data)
-        self.history = history
-        self.parser.unreader.unread(data)
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether some of a request is there that is not answered."""
-        return any(self.parser.source.taken)
-
-    def received(self) -> bytes:
-        """Every byte of the request, and of a next one if the client has sent some."""
-        return b"".join(self.parser.source.taken)
-
-    def settle_here(self) -> None:
-        """This worker answers the request."""
-        self.was_forwarded = False
-
-    def forget_request(self) -> None:
-        """It is answered."""
-        self.parser.source.taken = []
-        self.call = Call()
-
-    def limit_send(self, seconds: int) -> None:
-        """How long one write of the answer may take: a client that stops reading must not hold
-        a handler thread for ever."""
-        limit_send(self.sock, seconds)
-
-    def close(self, graceful: bool = False) -> None:
-        """Close without blocking: stock gthread waits up to 2 s for the client, on the main
-        thread."""
-        if graceful:
-            self.intake.linger(self.sock)
-        else:
-            super().close()
 
 
 class Intake:
@@ -171,7 +57,7 @@ class Intake:
         # Each holds deadlines in the order of insertion, which is their own order.
         self._idle: dict[Connection, float] = {}
         self._reading: dict[Connection, float] = {}
-        self._lingering: dict[socket.socket, float] = {}
+        self.lingering = Lingering(poller)
 
     def watch(self, conn: Connection) -> None:
         """Take a new connection; its first byte starts the reading."""
@@ -203,7 +89,7 @@ class Intake:
         """Run the parser until it waits (True) or the request is decided (False)."""
         assert conn.reader is not None
         try:
-            if conn.reader.switch(*arguments) is _WAIT:
+            if conn.reader.switch(*arguments) is WAIT:
                 return True
         except (StopIteration, NoMoreData, ConnectionError):
             self._forget(conn)
@@ -290,53 +176,14 @@ class Intake:
     def expire(self, *, drain: bool = False) -> None:
         """Give up on connections past their deadline; with drain, on all idle ones at once."""
         now = time.monotonic()
-        for conn in _expired(self._idle, now, everything=drain):
+        for conn in expired(self._idle, now, everything=drain):
             del self._idle[conn]
             self._poller.unregister(conn.sock)
             self._on_close(conn)
-        for conn in _expired(self._reading, now):
+        for conn in expired(self._reading, now):
             conn.parser.error = ReadTimeout(
                 f"the request was not complete after {self._read_timeout_s:g} seconds"
             )
             self._forget(conn)
             self._on_request(conn)
-        for sock in _expired(self._lingering, now, everything=drain):
-            self._drop(sock)
-
-    def linger(self, sock: socket.socket) -> None:
-        """Close so that the client still gets the answer: half-close, then wait for its end
-        (a plain close() with unread bytes makes the kernel reset the connection)."""
-        try:
-            sock.setblocking(False)
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            sock.close()
-            return
-        if len(self._lingering) >= MAX_LINGERING:
-            self._drop(next(iter(self._lingering)))
-        self._lingering[sock] = time.monotonic() + LINGER_S
-        self._poller.register(sock, selectors.EVENT_READ, self._linger_readable)
-
-    def _linger_readable(self, sock: socket.socket) -> None:
-        try:
-            if sock.recv(READ_SIZE):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self._drop(sock)
-
-    def _drop(self, sock: socket.socket) -> None:
-        del self._lingering[sock]
-        self._poller.unregister(sock)
-        sock.close()
-
-
-def _expired(deadlines: dict[K, float], now: float, *, everything: bool = False) -> list[K]:
-    expired = []
-    for key, deadline in deadlines.items():
-        if deadline > now and not everything:
-            break
-        expired.append(key)
-    return expired
+        self.lingering.expire(now, everything=drain)

@@ -13,17 +13,18 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from dispatcher import GPUDispatcher
 from gpupool import hooks, procfs
+from gpupool.attendant import Attendant
 from gpupool.backoff import QUICK_S, Backoff
 from gpupool.gpu_guard import GpuGuard
 from gpupool.life import End, Life
 from gpupool.notify import TEARDOWN_S, Notifier
+from gpupool.refused_signals import RefusedSignals
 from gpupool.reload import Edition
 from gpupool.reloader import Reloader
 from gpupool.scoreboard import Scoreboard
@@ -39,17 +40,7 @@ GROUPS_TIMEOUT_S = 5.0
 EXIT_HOPELESS = 1
 
 
-class Attendant(Protocol):
-    """What the master does beside its workers: systemd, the watch over the GPUs."""
-
-    def turn(self) -> None:
-        """Once a second or more often, on the master's main loop; must not block or raise."""
-
-    def stop(self) -> None:
-        """The pool begins to end; the workers have not been told yet."""
-
-
-class PoolArbiter(Arbiter):  # type: ignore[misc]
+class PoolArbiter(RefusedSignals):
     """The master of one pool."""
 
     settings: Settings
@@ -265,26 +256,6 @@ class PoolArbiter(Arbiter):  # type: ignore[misc]
         self._stats["reloads"] += 1
         self.log.reopen_files()
         self.reloader.ask()
-
-    def handle_ttin(self) -> None:
-        """The slices are cut once, before the first fork."""
-        log.warning(
-            "SIGTTIN and SIGTTOU do nothing: there is one worker per slice; restart the pool with "
-            "other --workers or --per_proc_gpus"
-        )
-
-    handle_ttou = handle_ttin
-
-    def handle_usr2(self) -> None:
-        """A second master would fork workers for GPUs that are all leased."""
-        log.warning(
-            "SIGUSR2 does nothing: a second master would find no free GPU; send SIGHUP to reload "
-            "settings and weights, restart the pool to change the program"
-        )
-
-    def handle_winch(self) -> None:
-        """It would leave a master without workers."""
-        log.warning("SIGWINCH does nothing; send SIGTERM to stop the pool")
 
     def stop(self, graceful: bool = True) -> None:
         """End the workers; returns when nothing of any of them is left. Called twice by gunicorn

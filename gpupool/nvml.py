@@ -6,13 +6,14 @@ Only gpupool.gpus, gpupool.topology and gpupool.meter use it. pynvml is imported
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu
+from gpupool.nvml_faults import LostGpu, ask, fault_text, health_of
 from gpupool.vitals import GpuUse
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -23,10 +24,6 @@ REMEDIES = {
     15: "Reset or replace the GPU that fell off the bus; a reboot is the surest.",
     18: "The driver was updated under a running kernel: reboot, or reload the nvidia modules.",
 }
-
-
-class LostGpu(Exception):
-    """The GPU does not answer any more; the message is the fault."""
 
 
 @contextmanager
@@ -89,7 +86,7 @@ def list_gpus() -> tuple[Gpu, ...]:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             found.extend(_read_device(index, handle))
         except (LostGpu, pynvml.NVMLError) as error:
-            fault = _fault_text(error)
+            fault = fault_text(error)
             found.append(Gpu(index, f"unreachable-{index}", "unknown", 0, 0, fault=fault))
     return tuple(found)
 
@@ -104,9 +101,9 @@ def read_again(gpu: Gpu) -> Gpu:
         if gpu.parent_uuid is not None:
             parent = pynvml.nvmlDeviceGetHandleByUUID(gpu.parent_uuid)
         total, free = _memory(handle)
-        fault, processes = _health(parent), _processes(handle)
+        fault, processes = health_of(parent), _processes(handle)
     except (LostGpu, pynvml.NVMLError) as error:
-        return with_fault(gpu, _fault_text(error))
+        return with_fault(gpu, fault_text(error))
     return replace(gpu, total_bytes=total, free_bytes=free, fault=fault, processes=processes)
 
 
@@ -131,25 +128,6 @@ def read_use(gpu: Gpu) -> GpuUse:
         temperature_c=celsius,
         power_w=None if milliwatts is None else milliwatts / 1000,
     )
-
-
-def fault_of(uuid: str) -> str | None:
-    """Why a whole GPU must not be used any more, or None. An answer that says neither is an
-    NVMLError."""
-    import pynvml
-
-    try:
-        return _health(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-    except LostGpu as error:
-        return str(error)
-    except pynvml.NVMLError as error:
-        if error.value in (
-            pynvml.NVML_ERROR_GPU_IS_LOST,
-            pynvml.NVML_ERROR_NOT_FOUND,
-            pynvml.NVML_ERROR_RESET_REQUIRED,
-        ):
-            return _fault_text(error)
-        raise
 
 
 def ask_uuid(handle: Any) -> str | None:
@@ -219,7 +197,7 @@ def _read_whole(index: int, handle: Any) -> Gpu:
         free_bytes=free,
         numa_node=_numa_node(handle),
         cpus=_near_cpus(handle),
-        fault=_health(handle),
+        fault=health_of(handle),
         processes=_processes(handle),
     )
 
@@ -241,33 +219,6 @@ def _processes(handle: Any) -> tuple[tuple[int, int], ...]:
 
     running = ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle, default=())
     return tuple((int(p.pid), int(p.usedGpuMemory or 0)) for p in running)
-
-
-def _health(handle: Any) -> str | None:
-    """Why the GPU must not be used, or None."""
-    import pynvml
-
-    if ask(pynvml.nvmlDeviceGetComputeMode, handle, default=0) == (
-        pynvml.NVML_COMPUTEMODE_PROHIBITED
-    ):
-        return "compute mode is Prohibited (nvidia-smi -c 0 allows it)"
-    uncorrected = ask(
-        pynvml.nvmlDeviceGetTotalEccErrors,
-        handle,
-        pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-        pynvml.NVML_VOLATILE_ECC,
-        default=0,
-    )
-    if uncorrected:
-        return f"ECC uncorrected {uncorrected}"
-    remapped = ask(pynvml.nvmlDeviceGetRemappedRows, handle, default=(0, 0, 0, 0))
-    if remapped[3]:
-        return "row remapping failed (replace the GPU)"
-    if remapped[2]:
-        return "row remapping pending (reset the GPU)"
-    if ask(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle, default=0):
-        return "page retirement pending (reset the GPU)"
-    return None
 
 
 def _near_cpus(handle: Any) -> tuple[int, ...]:
@@ -300,26 +251,3 @@ def _bits(words: Any) -> Iterator[int]:
         for bit in range(64):
             if word >> bit & 1:
                 yield position * 64 + bit
-
-
-def ask(function: Callable[..., Any], *arguments: Any, default: Any) -> Any:
-    """The call's answer, or the default where this GPU or driver has none to give."""
-    import pynvml
-
-    try:
-        return function(*arguments)
-    except pynvml.NVMLError as error:
-        if error.value in (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED):
-            raise LostGpu(_fault_text(error)) from None
-        return default
-
-
-def _fault_text(error: Exception) -> str:
-    import pynvml
-
-    value = getattr(error, "value", None)
-    if value in (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_NOT_FOUND):
-        return "lost (fell off the bus)"
-    if value == pynvml.NVML_ERROR_RESET_REQUIRED:
-        return "needs a reset"
-    return str(error)

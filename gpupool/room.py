@@ -10,7 +10,7 @@ import heapq
 import itertools
 import time
 
-from gpupool.intake import Connection
+from gpupool.connection import Connection
 
 
 class Room:

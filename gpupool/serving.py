@@ -21,12 +21,13 @@ from gunicorn.workers.gthread import ThreadWorker
 from gpupool import call
 from gpupool.admission import Admission
 from gpupool.api import CONTROL_PATHS, waits_for_model
+from gpupool.connection import Connection
 from gpupool.disconnect import HangupWatcher
 from gpupool.errors import Moved, RequestError
 from gpupool.fanout import Fanout
 from gpupool.http_error import send_error
 from gpupool.inquiry import Inquiry, tell
-from gpupool.intake import Connection, Intake
+from gpupool.intake import Intake
 from gpupool.lane import Lane
 from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.replica import Replica

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from gpupool.gpus import Gpu, Link
-from gpupool.nvml import LostGpu, ask
+from gpupool.nvml_faults import LostGpu, ask
 
 
 def list_links(gpus: tuple[Gpu, ...]) -> dict[frozenset[str], Link]:

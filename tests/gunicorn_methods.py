@@ -25,14 +25,15 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import PollableMethodQueue, TConn, ThreadWorker
 from gunicorn.workers.workertmp import WorkerTmp
 
-from gpupool.intake import Connection
+from gpupool.connection import Connection
 from gpupool.master import PoolArbiter
+from gpupool.refused_signals import RefusedSignals
 from gpupool.serving import ServingWorker
 from gpupool.worker import PoolWorker
 
 TABLE = Path(__file__).with_suffix(".json")
 
-OURS = (PoolArbiter, PoolWorker, ServingWorker, Connection)
+OURS = (PoolArbiter, RefusedSignals, PoolWorker, ServingWorker, Connection)
 
 RELIED_ON: dict[str, tuple[Any, ...]] = {
     "gpupool/master.py": (
@@ -77,11 +78,13 @@ RELIED_ON: dict[str, tuple[Any, ...]] = {
         PollableMethodQueue.defer,
         PollableMethodQueue.run_callbacks,
     ),
-    "gpupool/intake.py": (
+    "gpupool/connection.py": (
         TConn.init,
         Parser.__init__,
         Parser.__next__,
         Parser.finish_body,
+    ),
+    "gpupool/linger.py": (
         util.close_graceful,
         sock.close_sockets,
     ),

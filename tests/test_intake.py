@@ -14,8 +14,10 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import LimitRequestHeaders
 
+from gpupool.connection import Connection
 from gpupool.errors import TooLarge
-from gpupool.intake import MAX_LINGERING, Connection, Intake, ReadTimeout
+from gpupool.intake import Intake, ReadTimeout
+from gpupool.linger import MAX_LINGERING
 
 POST = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\nhello world"
 CHUNKED = (

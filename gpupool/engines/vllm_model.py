@@ -103,51 +103,52 @@ def _is_hub_id(args: Namespace) -> bool:
 
 def _check_hub(args: Namespace) -> None:
     """One line where vLLM would print a page: no such id, gated, or offline and not cached."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    faults = []
+    for name in CONFIG_FILES:
+        fault = _fetch(args, name)
+        if fault is None:
+            return
+        faults.append(fault)
+    raise ConfigError(faults[0])
+
+
+def _fetch(args: Namespace, name: str) -> str | None:
+    """Bring a file of the model into the cache. The fault if there is none; raises ConfigError
+    if there can be no other of the model either."""
+    from huggingface_hub import constants, errors, hf_hub_download
 
     asked = f"--model_name {args.model!r}"
-    missing = None
-    for name in CONFIG_FILES:
-        try:
-            hf_hub_download(
-                args.model,
-                name,
-                revision=args.revision,
-                cache_dir=args.download_dir,
-                token=args.hf_token,
-            )
-            return
-        except GatedRepoError:
-            raise ConfigError(
-                f"{asked} is gated: accept its terms on its page at {constants.ENDPOINT}, then "
-                "set HF_TOKEN to a token of yours"
-            ) from None
-        except RevisionNotFoundError:
-            raise ConfigError(f"{asked} has no --revision {args.revision!r}") from None
-        except (RepositoryNotFoundError, HFValidationError):
-            raise ConfigError(
-                f"{asked} is neither a local folder nor a model at {constants.ENDPOINT}; check "
-                "the spelling, or set HF_TOKEN if it is private"
-            ) from None
-        except LocalEntryNotFoundError:
-            missing = (
-                f"is not in the local cache ({args.download_dir or constants.HF_HUB_CACHE}), and "
-                f"{constants.ENDPOINT} cannot be reached; fetch it with `hf download "
-                f"{args.model}` where there is a network, or give a local folder"
-            )
-        except EntryNotFoundError:
-            missing = missing or "has no config.json; vLLM cannot serve it"
-        except OSError as error:
-            raise ConfigError(f"{asked}: {one_line(error)}") from None
-    raise ConfigError(f"{asked} {missing}")
+    try:
+        hf_hub_download(
+            args.model,
+            name,
+            revision=args.revision,
+            cache_dir=args.download_dir,
+            token=args.hf_token,
+        )
+    except errors.GatedRepoError:
+        raise ConfigError(
+            f"{asked} is gated: accept its terms on its page at {constants.ENDPOINT}, then "
+            "set HF_TOKEN to a token of yours"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ConfigError(f"{asked} has no --revision {args.revision!r}") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise ConfigError(
+            f"{asked} is neither a local folder nor a model at {constants.ENDPOINT}; check "
+            "the spelling, or set HF_TOKEN if it is private"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        return (
+            f"{asked} is not in the local cache ({args.download_dir or constants.HF_HUB_CACHE}), "
+            f"and {constants.ENDPOINT} cannot be reached; fetch it with `hf download "
+            f"{args.model}` where there is a network, or give a local folder"
+        )
+    except errors.EntryNotFoundError:
+        return f"{asked} has no {name}; vLLM cannot serve it"
+    except OSError as error:
+        raise ConfigError(f"{asked}: {one_line(error)}") from None
+    return None
 
 
 def _check_config(args: Namespace) -> None:
