@@ -25,6 +25,11 @@ ON_ITS_WAY = ("starting", "waiting", "loading", "quarantined")
 SHORT_RUN_S = 0.005
 """Handing a request over costs about a millisecond. Where requests take less than some of these
 on average, moving one to an idler worker gains nothing."""
+LONG_RUN_S = 0.5
+"""Where they take this long it costs nothing to speak of, and every lead is evened out: a worker
+with more sequences than another keeps a batch waiting for its slower steps."""
+UNKNOWN_RUN_S = 1.0
+"""What a worker that has run nothing yet expects of a request: text takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class View:
     waiting: int = 0
     in_transit: int = 0  # handed over to it and not there yet
     oldest: float = 0.0  # since when the first of the waiting waits
-    mean_run_s: float = 1.0
+    mean_run_s: float = UNKNOWN_RUN_S
 
     @property
     def load(self) -> int:
@@ -80,11 +85,18 @@ def pick(own: View, siblings: Sequence[View], *, was_forwarded: bool = False) ->
 
 
 def _pick_ready(own: View, idlest: View | None) -> Choice:
-    if idlest is not None and idlest.has_free_slot:
-        is_ahead = own.load > idlest.load + idlest.load // 8 and own.mean_run_s >= SHORT_RUN_S
-        if is_ahead or not own.has_free_slot:
-            return Choice("forward", idlest.index)
-    return RUN if own.has_free_slot else WAIT
+    if idlest is None or not idlest.has_free_slot:
+        return RUN if own.has_free_slot else WAIT
+    if not own.has_free_slot or _is_ahead(own, idlest):
+        return Choice("forward", idlest.index)
+    return RUN
+
+
+def _is_ahead(own: View, idlest: View) -> bool:
+    if own.mean_run_s < SHORT_RUN_S:
+        return False
+    small_lead = 0 if own.mean_run_s >= LONG_RUN_S else idlest.load // 8
+    return own.load > idlest.load + small_lead
 
 
 def _idlest(own: View, siblings: Sequence[View]) -> View | None:

@@ -13,6 +13,7 @@ import mmap
 import time
 from collections.abc import Iterator
 
+from gpupool.balancer import UNKNOWN_RUN_S
 from gpupool.totals import PoolTotals
 from gpupool.vitals import Vitals
 
@@ -148,7 +149,8 @@ class Scoreboard:
         """Make the row a new worker's; its counters outlive the worker before (master)."""
         row = self._rows[index]
         row.pid = row.slots = row.running = row.waiting = 0
-        row.mean_run_s = row.ready_since = row.not_before = 0.0
+        row.mean_run_s = UNKNOWN_RUN_S
+        row.ready_since = row.not_before = 0.0
         row.is_permanent = 0
         row.estimate_s = -1.0
         self.vitals.clear(index)

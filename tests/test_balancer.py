@@ -23,12 +23,17 @@ TABLE = {
     "sibling busier": (replace(OWN, running=1), [replace(SIBLING, running=2)], RUN),
     "sibling not ready": (replace(OWN, running=1), [LOADING], RUN),
     "slightly ahead of many": (
-        replace(OWN, slots=99, running=18),
+        replace(OWN, slots=99, running=18, mean_run_s=0.1),
         [replace(SIBLING, slots=99, running=17)],
         RUN,
     ),
+    "slightly ahead of many that take long": (
+        replace(OWN, slots=99, running=18, mean_run_s=5),
+        [replace(SIBLING, slots=99, running=17)],
+        TO_SIBLING,
+    ),
     "clearly ahead of many": (
-        replace(OWN, slots=99, running=21),
+        replace(OWN, slots=99, running=21, mean_run_s=0.1),
         [replace(SIBLING, slots=99, running=17)],
         TO_SIBLING,
     ),

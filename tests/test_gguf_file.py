@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gpupool.engines.gguf_file import find_gguf, read_gguf
-from gpupool.engines.private_folder import PrivateFolder
 from gpupool.errors import ConfigError
 from tests.demo_model import gguf_path
 
@@ -94,33 +89,3 @@ def test_file_cut_off_in_its_metadata_is_refused(tmp_path: Path, length: int) ->
     whole = write(tmp_path / "a.gguf").read_bytes()
     (tmp_path / "a.gguf").write_bytes(whole[:length])
     assert "not a whole GGUF file" in refusal(tmp_path)
-
-
-def test_folder_is_for_this_user_alone() -> None:
-    folder = PrivateFolder("gpupool-test-")
-    try:
-        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
-    finally:
-        folder.remove()
-    assert not folder.path.exists()
-
-
-def test_folder_of_a_dead_process_is_removed_and_of_a_living_one_kept() -> None:
-    script = (
-        "from gpupool.engines.private_folder import PrivateFolder\n"
-        "import os; print(PrivateFolder('gpupool-test-').path, flush=True); os.kill(os.getpid(), 9)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True, env=environment
-    )
-    left = Path(done.stdout.strip())
-    assert left.is_dir()
-    living = PrivateFolder("gpupool-test-")
-    other = PrivateFolder("gpupool-test-")
-    try:
-        assert not left.exists()
-        assert living.path.is_dir()
-    finally:
-        living.remove()
-        other.remove()

@@ -23,6 +23,7 @@ from gpupool.engines.private_folder import PrivateFolder
 log = logging.getLogger(__name__)
 
 KILL_TIMEOUT_S = 3.0
+SOCKET = "http.sock"
 LOG_LINE = re.compile(r"^\d[\d.]* ([DIWE]) (?:\S+ +\S+: )?(.*)")
 LOAD_ERROR = "error loading model: "
 
@@ -35,8 +36,8 @@ class LlamaChild:
 
     def __init__(self, model: GgufModel, on_exit: Callable[[str], None]) -> None:
         self.secret = secrets.token_urlsafe(32)
-        self._folder = PrivateFolder("gpupool-llama-")
-        self.socket_path = str(self._folder.path / "http.sock")
+        self._folder = PrivateFolder("gpupool-llama-", longest_name=len(SOCKET))
+        self.socket_path = str(self._folder.path / SOCKET)
         self._model = model
         self._on_exit = on_exit
         self._process: subprocess.Popen[str] | None = None

@@ -8,19 +8,20 @@ import shutil
 import tempfile
 from pathlib import Path
 
-MAX_ROOT_CHARS = 60
-"""The path of a Unix socket has at most 107 bytes."""
+MAX_SOCKET_PATH = 107  # bytes, sockaddr_un
+RANDOM_CHARS = 8  # of mkdtemp
 
 
 class PrivateFolder:
-    """Mode 0700, removed by `remove`, or by the next one made after its process died.
+    """Mode 0700, removed by `remove`, or by the next one made after its process died. The names
+    of the sockets in it have at most `longest_name` bytes.
 
     A lock on the folder says that its owner lives: process ids mean nothing to another container
     that shares the folder's parent.
     """
 
-    def __init__(self, prefix: str) -> None:
-        root = _root()
+    def __init__(self, prefix: str, *, longest_name: int) -> None:
+        root = _root(MAX_SOCKET_PATH - len(f"/{prefix}/") - RANDOM_CHARS - longest_name)
         for left in root.glob(f"{prefix}*"):
             _remove_if_stale(left)
         # Renamed only once it is locked, so that nobody takes it for a stale one.
@@ -38,9 +39,9 @@ class PrivateFolder:
             self._lock = -1
 
 
-def _root() -> Path:
+def _root(max_bytes: int) -> Path:
     root = tempfile.gettempdir()
-    return Path(root if len(root) <= MAX_ROOT_CHARS else "/tmp")
+    return Path(root if len(os.fsencode(root)) <= max_bytes else "/tmp")
 
 
 def _remove_if_stale(path: Path) -> None:

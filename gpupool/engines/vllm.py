@@ -21,10 +21,11 @@ from typing import Any, ClassVar
 from gpupool.capabilities import ENGINES
 from gpupool.engines import vllm_sampling as sampling
 from gpupool.engines.base import Event, Failed, ModelInfo, Report, SamplingParams, Sink
+from gpupool.engines.private_folder import PrivateFolder
 from gpupool.engines.vllm_arguments import parse_arguments, share_memory
 from gpupool.engines.vllm_calls import Calls
 from gpupool.engines.vllm_client import describe, read_config, start_client
-from gpupool.engines.vllm_environment import set_environment
+from gpupool.engines.vllm_environment import SOCKET_NAME, keep_sockets_in, set_environment
 from gpupool.engines.vllm_model import check_model, has_gpus, require_vllm
 from gpupool.engines.vllm_process import Family
 from gpupool.engines.vllm_request import Request
@@ -82,6 +83,7 @@ class VllmEngine:
             if self._dead is not None:
                 raise EngineDead(self._dead)
             self._family = Family()
+            self._sockets = PrivateFolder("gpupool-vllm-", longest_name=SOCKET_NAME)
             run = partial(self._run, report)
             self._thread = threading.Thread(target=run, name="vllm", daemon=True)
             self._thread.start()
@@ -92,6 +94,7 @@ class VllmEngine:
     def _run(self, report: Report) -> None:
         try:
             report("importing vLLM", None)
+            keep_sockets_in(self._sockets.path)
             set_environment(() if self._slice.gpus else self._slice.cpus)
             require_vllm(on_gpu=bool(self._slice.gpus))
             self.args = _parse(self._settings, len(self._slice.gpus))
@@ -107,6 +110,7 @@ class VllmEngine:
         finally:
             self._perish("vLLM's thread has ended")
             self._family.kill(KILL_S)
+            self._sockets.remove()
 
     def _settle(self, error: BaseException | None) -> bool:
         """Tell `load` how it ended; whether it had been told before."""

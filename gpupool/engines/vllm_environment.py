@@ -26,6 +26,16 @@ DEFAULTS = {
 }
 
 
+SOCKET_NAME = 36
+"""Characters: vLLM calls its Unix sockets by UUIDs."""
+
+
+def keep_sockets_in(folder: Path) -> None:
+    """vLLM leaves its sockets behind when it is killed, by default in the folder for temporary
+    files, and one that restarts its engines for months would fill that."""
+    os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
+
+
 def set_environment(cpus: Sequence[int]) -> None:
     """Prepare this process for an engine, on the CPU if cores are given; what the user has set
     stays."""

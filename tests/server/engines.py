@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from gpupool.capabilities import ENGINES
 from tests import demo_model
@@ -16,7 +17,9 @@ LLAMA_CPP_EXACT = ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-at
 
 
 @contextmanager
-def engine_pool(name: str, tmp_path: Path, *flags: str) -> Iterator[Pool]:
+def engine_pool(
+    name: str, tmp_path: Path, *flags: str, env: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Pool]:
     """A ready pool of one worker."""
     arguments = {
         "vllm": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"],
@@ -25,5 +28,5 @@ def engine_pool(name: str, tmp_path: Path, *flags: str) -> Iterator[Pool]:
     }
     model = demo_model.f32_gguf() if name == "llama_cpp" else demo_model.model_folder()
     own = ["--model_name", str(model), "--infer_type", name, *flags, "--", *arguments[name]]
-    with Pool(tmp_path, *own, env={"VLLM_CPU_KVCACHE_SPACE": "1"}) as pool:
+    with Pool(tmp_path, *own, env={"VLLM_CPU_KVCACHE_SPACE": "1", **env}) as pool:
         yield pool.wait_ready(deadline_s=240)

@@ -35,6 +35,8 @@ class Death:
     gone_s: float = 0.0
     replaced_s: float = 0.0
     last_error: str = ""
+    sockets: int = 0
+    """Folders and files of sockets, when the new worker's engine answers."""
 
 
 class Life:
@@ -44,6 +46,8 @@ class Life:
         self._stack = ExitStack()
         self._engine = engine
         self._folder = folder
+        self._temporary = folder / "tmp"
+        self._temporary.mkdir()
         self.deaths: dict[str, Death] = {}
 
     def live(self) -> None:
@@ -52,6 +56,7 @@ class Life:
             self._open()
             answer = self._strike("stopped engine", signal.SIGSTOP)
             self.deaths["stopped engine"].answer = answer.result(240)
+            self.deaths["stopped engine"].sockets = self._count_sockets()
             self._strike("killed engine", signal.SIGKILL)
             self._kill_worker_while_loading()
             self._await_loading()
@@ -61,8 +66,13 @@ class Life:
             self._kill_all("all while running")
 
     def _open(self) -> None:
-        self._pool = self._stack.enter_context(engine_pool(self._engine, self._folder))
+        env = {"TMPDIR": str(self._temporary)}
+        self._pool = self._stack.enter_context(engine_pool(self._engine, self._folder, env=env))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(1))
+
+    def _count_sockets(self) -> int:
+        loose = [path for path in self._temporary.iterdir() if path.is_socket()]
+        return len(loose) + len(list(self._temporary.glob("gpupool-*")))
 
     def _worker(self) -> int:
         return int(self._pool.workers()[0]["pid"])
@@ -169,6 +179,10 @@ def test_the_end_of_an_engines_process_is_told(deaths: dict[str, Death]) -> None
 
 def test_a_killed_engines_worker_is_replaced(deaths: dict[str, Death]) -> None:
     assert deaths["killed engine"].replaced_s < 5
+
+
+def test_a_lost_engine_leaves_no_sockets(deaths: dict[str, Death]) -> None:
+    assert deaths["stopped engine"].sockets == 1
 
 
 @pytest.mark.parametrize("name", ["worker while loading", "all while loading", "all while running"])
