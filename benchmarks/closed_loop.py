@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.load import first_served
 from benchmarks.open_loop import ask, open_session, percentiles, read_answer, write_body
 from benchmarks.site import Site
 
@@ -39,7 +40,8 @@ class Asked:
 def ask_again(site: Site, num_clients: int, seconds: float) -> Asked:
     """So many clients with a connection each, for so long."""
     try:
-        return asyncio.run(_ask_again(f"{site.url}/infer", num_clients, seconds))
+        with first_served():
+            return asyncio.run(_ask_again(f"{site.url}/infer", num_clients, seconds))
     except (LookupError, TypeError, ValueError, OSError, aiohttp.ClientError) as error:
         return Asked(seconds, (), f"{type(error).__name__}: {error}")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.load import TIMEOUT_S
+from benchmarks.load import TIMEOUT_S, first_served
 from benchmarks.site import Site
 from benchmarks.step_engine import Record, read_record, write_prompt
 
@@ -131,7 +131,8 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 def offer(site: Site, arrivals: Sequence[Arrival], num_workers: int) -> Offered:
     """Send every request when it is due; returns when all are answered."""
     bodies = [write_body(arrival.num_tokens) for arrival in arrivals]
-    began, seconds, raw = asyncio.run(_offer(f"{site.url}/infer", arrivals, bodies))
+    with first_served():
+        began, seconds, raw = asyncio.run(_offer(f"{site.url}/infer", arrivals, bodies))
     answers: list[Answer | None] = []
     reason = ""
     for one in raw:
