@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpupool.api.params import ALIASES, CLIENTS_OWN, FLAGS, MAX_STOPS, NUMBERS  # noqa: E402
+from gpupool.api.params import ALIASES, CLIENTS_OWN, FLAGS  # noqa: E402
+from gpupool.api.values import MAX_STOPS, NUMBERS  # noqa: E402
 from gpupool.capabilities import ENGINES, FEATURES  # noqa: E402
 from gpupool.engines.catalog import import_engine  # noqa: E402
 from gpupool.flags import flags  # noqa: E402

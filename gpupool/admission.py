@@ -101,6 +101,12 @@ class Admission:
             else:
                 self._host.answer(conn)  # the application says what the worker is at
 
+    def leave_to_ready(self, conn: Connection) -> bool:
+        """Give a request to a worker that has a model, if this one has none."""
+        own, siblings = self._views()
+        ready = [view.index for view in siblings if view.is_ready]
+        return not own.is_ready and bool(ready) and self._hand_over(conn, ready[0])
+
     def hand_over_unread(self, conn: Connection) -> bool:
         """Give a connection whose next request is not there, or not whole, to a worker that
         stays."""
@@ -176,7 +182,7 @@ class Admission:
         if self._is_suspect(conn):
             self._suspects.add(conn)
         self._slots.take()
-        conn.call = Call(self._slots.give_back, lambda: self._message(conn, "fanout"), conn.history)
+        conn.call = Call(self._slots, lambda: self._message(conn, "fanout"), conn.history)
         self._hangups.watch(conn.sock, conn.call.hang_up)
         self._host.answer(conn)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gpupool.errors import Moved
 from gpupool.mailbox import Message
@@ -39,18 +39,29 @@ class History:
         return cls(fields["since"], fields["num_moves"], dict(fields["tries"]))
 
 
+class Counter(Protocol):
+    """See slots.Slots."""
+
+    def take(self, count: int = 1) -> None:
+        """Count more."""
+
+    def give_back(self, count: int = 1) -> None:
+        """Count fewer."""
+
+
 class Call:
-    """`release_slot` is called once, when the request ends or steps aside."""
+    """Holds one of `slots` until the request ends or steps aside; none without them."""
 
     def __init__(
         self,
-        release_slot: Callable[[], None] | None = None,
+        slots: Counter | None = None,
         copy_request: Callable[[], Message] | None = None,
         history: History | None = None,
     ) -> None:
         self._lock = threading.Lock()
-        self._callbacks: list[Callable[[], None]] = []
-        self._release_slot = release_slot
+        self._callbacks: list[Callable[[], object]] = []
+        self._slots = slots
+        self._num_slots = 1 if slots is not None else 0
         self.copy_request = copy_request
         """The connection and the bytes of the request, for a worker that answers it in place of
         this one if this one is killed; None: there is nothing to copy."""
@@ -61,8 +72,15 @@ class Call:
 
     @property
     def holds_slot(self) -> bool:
-        """Whether it counts as one running sequence."""
-        return self._release_slot is not None
+        """Whether it counts as a running sequence, or as several."""
+        return self._num_slots > 0
+
+    def hold_slots(self, count: int) -> None:
+        """The request turns out to have so many sequences."""
+        with self._lock:
+            if self._slots is not None and 0 < self._num_slots < count:
+                self._slots.take(count - self._num_slots)
+                self._num_slots = count
 
     def hang_up(self) -> None:
         """Nobody waits for the answer any more."""
@@ -73,7 +91,7 @@ class Call:
             self._callbacks.clear()
 
     @contextlib.contextmanager
-    def watching(self, on_hangup: Callable[[], None]) -> Iterator[None]:
+    def watching(self, on_hangup: Callable[[], object]) -> Iterator[None]:
         """Within it, `on_hangup` is called once when the client hangs up, or at once if it has.
         It runs on the thread that noticed, must not block, and is not running any more when the
         block is left."""
@@ -102,11 +120,11 @@ class Call:
             raise Moved("the engine died while it ran this request")
 
     def step_aside(self) -> None:
-        """Give back the slot: the sequences of this request are counted where they run."""
+        """Give back the slots: the sequences of this request are counted where they run."""
         with self._lock:
-            release_slot, self._release_slot = self._release_slot, None
-        if release_slot is not None:
-            release_slot()
+            count, self._num_slots = self._num_slots, 0
+        if self._slots is not None:
+            self._slots.give_back(count)
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)

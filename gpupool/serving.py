@@ -21,10 +21,13 @@ from gunicorn.workers.gthread import ThreadWorker
 from gpupool import call
 from gpupool.admission import Admission
 from gpupool.api import CONTROL_PATHS, waits_for_model
+from gpupool.api.openai.routes import is_models, is_ours
 from gpupool.connection import Connection
 from gpupool.disconnect import HangupWatcher
-from gpupool.errors import Moved, RequestError
+from gpupool.engines.base import Engine
+from gpupool.errors import EngineDead, Moved, RequestError, Unavailable
 from gpupool.fanout import Fanout
+from gpupool.front import Front
 from gpupool.http_error import send_error
 from gpupool.inquiry import Inquiry, tell
 from gpupool.intake import Intake
@@ -89,6 +92,7 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
     def open_for_requests(self) -> None:
         """Make what requests go through; the poller is there."""
         self.keys = self.replica.keys
+        self._front: Front | None = None
         self.slots = Slots(self.row)
         self.slots.on_free = self._settle_soon
         self.app.extensions["gpupool.fanout"] = Fanout(
@@ -167,15 +171,39 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         request = conn.parser.request
         if request is None or request.path in CONTROL_PATHS:
             self._answer_at_once(conn)
-        elif waits_for_model(request.method, request.path) and self.keys.fit(request.headers):
+        elif not self.keys.fit(request.headers):
+            self._submit(self.tpool, conn)
+        elif waits_for_model(request.method, request.path):
             self.admission.admit(conn)
-        else:
+        elif not is_models(request.path) or not self.admission.leave_to_ready(conn):
             self.answer(conn)
 
     def answer(self, conn: Connection) -> None:
-        """Let a handler thread answer."""
-        conn.limit_send(SEND_TIMEOUT_S)
-        self._submit(self.tpool, conn)
+        """Let the OpenAI API or a handler thread answer."""
+        if is_ours(conn.parser.request.path):
+            self._answer_openai(conn)
+        else:
+            conn.limit_send(SEND_TIMEOUT_S)
+            self._submit(self.tpool, conn)
+
+    def _answer_openai(self, conn: Connection) -> None:
+        try:
+            front = self._front_of(self.replica.ready_engine())
+            is_last = not self.alive or not self.cfg.keepalive
+            done = front.answer(self.cfg, conn, self.log.access, close_after=is_last)
+        except EngineDead:
+            self.check_engine()
+            conn.history.num_moves += 1
+            self.admission.move(conn)
+        except Unavailable as error:
+            self.refuse(conn, error)
+        else:
+            self._finish_when(done, conn)
+
+    def _front_of(self, engine: Engine) -> Front:
+        if self._front is None:
+            self._front = Front(engine, self.settings, self.keys, self.totals)
+        return self._front
 
     def refuse(self, conn: Connection, error: RequestError) -> None:
         """Answer with an error, past those who wait for a handler thread."""
@@ -188,7 +216,9 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         self._submit(self.control_pool, conn)
 
     def _submit(self, pool: ThreadPoolExecutor, conn: Connection) -> None:
-        future = pool.submit(self._handle, conn)
+        self._finish_when(pool.submit(self._handle, conn), conn)
+
+    def _finish_when(self, future: Future[Any], conn: Connection) -> None:
         future.add_done_callback(
             lambda done: self.method_queue.defer(self.finish_request, conn, done)
         )

@@ -87,6 +87,12 @@ class Settings(BaseSettings):
         description="key that clients must send (Authorization: Bearer KEY); repeatable; no commas",
         json_schema_extra={"metavar": "KEY", "repeatable": True},
     )
+    served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="name of the model in the OpenAI API; repeatable, the first is the one that "
+        "answers say; default: --model_name; no commas",
+        json_schema_extra={"metavar": "NAME", "repeatable": True},
+    )
     config: Path | None = Field(
         default=None,
         description="YAML file with any of these settings",
@@ -188,6 +194,16 @@ class Settings(BaseSettings):
             # Never shown: it may be most of the right one.
             raise ValueError("a key must be printable ASCII, not empty, without commas")
         return keys
+
+    @field_validator("served_model_name", mode="before")
+    @classmethod
+    def _split_model_names(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(
+            isinstance(name, str) and name.strip() for name in names
+        ):
+            raise ValueError("a name must be a string that is not empty, or a list of them")
+        return tuple(name.strip() for name in names)
 
     @field_validator("cuda_visible_devices")
     @classmethod

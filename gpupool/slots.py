@@ -30,3 +30,8 @@ class Slots:
         with self._lock:
             self._row.running -= count
         self.on_free()
+
+    @property
+    def count(self) -> int:
+        """Sequences that run here now."""
+        return int(self._row.running)

@@ -15,7 +15,16 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-GENERATING_ROUTES = ("/infer", "/v1/chat/completions", "/v1/completions")
+GENERATING_ROUTES = (
+    "/infer",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+    "/v1/score",
+    "/v1/rerank",
+)
 ROUTES = (
     *GENERATING_ROUTES,
     "/v1/models",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 
 from gpupool.call import Call, answering, current_call
+from gpupool.scoreboard import Row
+from gpupool.slots import Slots
 
 
 def test_who_watches_is_told_once_when_the_client_hangs_up() -> None:
@@ -60,13 +62,25 @@ def test_nobody_is_being_told_when_the_watching_ends() -> None:
 
 
 def test_a_slot_is_given_back_once() -> None:
-    given_back = []
-    call = Call(lambda: given_back.append(1))
+    slots = Slots(Row())
+    slots.take()
+    call = Call(slots)
     assert call.holds_slot
     call.step_aside()
     call.step_aside()
-    assert given_back == [1]
+    assert slots.count == 0
     assert not call.holds_slot
+
+
+def test_a_request_of_many_sequences_holds_a_slot_for_each() -> None:
+    slots = Slots(Row())
+    slots.take()
+    call = Call(slots)
+    call.hold_slots(4)
+    assert slots.count == 4
+    call.step_aside()
+    call.hold_slots(4)
+    assert slots.count == 0
 
 
 def test_each_thread_answers_its_own_request() -> None:

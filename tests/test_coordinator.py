@@ -52,7 +52,7 @@ def test_when_the_sibling_with_the_copy_dies_the_next_lane_gets_one(
     scoreboard: Scoreboard, mailboxes: Mailboxes
 ) -> None:
     ours, clients = socket.socketpair()
-    call = Call(lambda: None, lambda: Message("fanout", 0, {}, b"POST", [clients.fileno()]))
+    call = Call(None, lambda: Message("fanout", 0, {}, b"POST", [clients.fileno()]))
     fanout = Fanout(Replica(never), 0, scoreboard, mailboxes, 60.0)
     jobs = [Job("generate", [1], SamplingParams())] * 100
     coordinator = Coordinator(fanout, jobs, call, RequestClock(scoreboard.totals[0], 0.0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
+from gpupool.api.openai.routes import ROUTES
+
 CONTROL_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/pool", "/"})
 """Answered at once, whatever the load. By these spellings only: the router knows others for the
 same route, and a generation must not get at the threads that are kept for these."""
@@ -11,11 +13,10 @@ same route, and a generation must not get at the threads that are kept for these
 
 def waits_for_model(method: str, path: str) -> bool:
     """Whether a request is worth holding while the model loads."""
-    route = unquote(path)
-    return method == "POST" and (route == "/infer" or route.startswith("/v1/"))
+    return method == "POST" and (unquote(path) == "/infer" or path in ROUTES)
 
 
 def may_be_refused(path: str) -> bool:
-    """Whether a full room is an answer: the clients of /v1 try again, those of /infer take an
-    error for the result, and wait."""
-    return unquote(path).startswith("/v1/")
+    """Whether a full room is an answer: OpenAI's clients try again, those of /infer take an error
+    for the result, and wait."""
+    return path in ROUTES

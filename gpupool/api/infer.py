@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Response, current_app, jsonify, request
 
 from gpupool.api.clock import whole_at
 from gpupool.api.json_body import read_object
@@ -48,7 +48,7 @@ class Item:
 @blueprint.post("/infer")
 def infer() -> Response:
     """Generate for, or score, every instance."""
-    body = read_object()
+    body = read_object(request.get_data())
     texts = _read_instances(body)
     params = body.get("params")
     if params is not None and not isinstance(params, dict):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
-
-from flask import request
 
 from gpupool.errors import BadRequest
 
 MAX_DEPTH = 64
+HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_object() -> dict[str, Any]:
-    """The request's JSON object. 400 for anything else: NaN and Infinity, which JSON does not
-    have, bottomless nesting, numbers of thousands of digits, bytes that are not UTF-8."""
-    raw = request.get_data()
+def read_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a request's body. 400 for anything else: NaN and Infinity, which JSON
+    does not have, bottomless nesting, numbers of thousands of digits, bytes that are not UTF-8."""
     if not raw:
         raise BadRequest("the body is empty; send a JSON object", code="invalid_json")
     try:
@@ -34,6 +33,17 @@ def read_object() -> dict[str, Any]:
         raise BadRequest(f"the body is a JSON {_name(body)}; send an object", code="invalid_json")
     _check_depth(body)
     return body
+
+
+def refuse_half_pairs(raw: bytes, body: dict[str, Any]) -> None:
+    """400 for half of a surrogate pair in any text: it is no character, and no tokenizer or JSON
+    writer takes it."""
+    if HALF_PAIR.search(raw) is None:
+        return
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRequest("the body has half of a surrogate pair", code="invalid_json") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

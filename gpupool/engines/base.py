@@ -7,15 +7,20 @@ nothing has to be inherited or registered. Imports no engine library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from gpupool.errors import RequestError
 
 if TYPE_CHECKING:
+    from gpupool.exchange import App
     from gpupool.partition import Slice
     from gpupool.settings import Settings
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,3 +222,34 @@ class Measured(Protocol):
     def metrics_text(self) -> str:
         """Prometheus' text format, this engine's process alone. Thread-safe, quick; called once
         per scrape while the engine is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAI:
+    """An engine's own OpenAI API."""
+
+    app: App
+    fields: Mapping[str, frozenset[str]]
+    """By the path of a route (api.openai.routes): the names its body may have."""
+    media_by_url: bool = False
+    """Whether it may fetch pictures and sounds from the network for a client."""
+    leaves: Callable[[str, Mapping[str, Any]], bool] = lambda path, body: False
+    """Which requests, by path and body, it leaves to the pool's own application."""
+
+
+@runtime_checkable
+class SpeaksOpenAI(Protocol):
+    """What an engine may offer besides: the OpenAI API by an application of its own. For one that
+    does not, the pool's own speaks it over `generate` and `score`."""
+
+    def openai(self) -> OpenAI:
+        """Called once, after `load`. The application is called on the event loop of `spawn`, with
+        whole, checked requests; the body is in scope["state"]["body"], too, as it was parsed."""
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run something on the engine's event loop; EngineDead once it cannot. Everything that
+        runs there is cancelled when the engine dies. Thread-safe."""
+
+    def is_lost(self) -> bool:
+        """Whether what failed just now may have failed because the engine is dead: at least as
+        early as `dead_reason`. Cheap, thread-safe."""

@@ -12,24 +12,25 @@ import logging
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from gpupool.capabilities import ENGINES
-from gpupool.engines import vllm_sampling as sampling
-from gpupool.engines.base import Event, Failed, ModelInfo, Report, SamplingParams, Sink
+from gpupool.engines.base import ModelInfo, OpenAI, Report, SamplingParams, Sink
 from gpupool.engines.private_folder import PrivateFolder
 from gpupool.engines.vllm_arguments import parse_arguments, share_memory
 from gpupool.engines.vllm_calls import Calls
 from gpupool.engines.vllm_client import describe, read_config, start_client
 from gpupool.engines.vllm_environment import SOCKET_NAME, keep_sockets_in, set_environment
+from gpupool.engines.vllm_ledger import Ledger, Work
 from gpupool.engines.vllm_model import check_model, has_gpus, require_vllm
+from gpupool.engines.vllm_openai import fields_of, media_by_url, mount
 from gpupool.engines.vllm_process import Family
 from gpupool.engines.vllm_request import Request
-from gpupool.errors import Cancelled, EngineDead
+from gpupool.errors import EngineDead
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 
@@ -41,7 +42,7 @@ GRACE_S = 6.0
 DIE_S = 9.0
 KILL_S = 0.1
 
-Work = Callable[[Request], Coroutine[Any, Any, Event]]
+T = TypeVar("T")
 
 
 class VllmEngine:
@@ -60,8 +61,7 @@ class VllmEngine:
         self._settings = settings
         self._slice = gpu_slice
         self._lock = threading.Lock()
-        self._requests: dict[str, Request] = {}
-        self._dead: str | None = None
+        self._ledger = Ledger(self._note_progress, lambda: self._family.obituary())
         self._progress = time.monotonic()
         self._ready: Future[None] = Future()
         self._stop = asyncio.Event()
@@ -80,8 +80,7 @@ class VllmEngine:
     def load(self, report: Report) -> None:
         """Start vLLM on a thread of its own and wait for it."""
         with self._lock:
-            if self._dead is not None:
-                raise EngineDead(self._dead)
+            self._ledger.check()
             self._family = Family()
             self._sockets = PrivateFolder("gpupool-vllm-", longest_name=SOCKET_NAME)
             run = partial(self._run, report)
@@ -108,7 +107,7 @@ class VllmEngine:
             if self._settle(error) and not self._told_to_die:
                 log.exception("the vLLM thread failed")
         finally:
-            self._perish("vLLM's thread has ended")
+            self._ledger.perish("vLLM's thread has ended")
             self._family.kill(KILL_S)
             self._sockets.remove()
 
@@ -124,17 +123,18 @@ class VllmEngine:
             return False
 
     async def _serve(self, report: Report) -> None:
-        self.loop = asyncio.get_running_loop()
+        self._ledger.loop = self.loop = asyncio.get_running_loop()
         try:
             await self._start(report)
             report("warming up", None)
             await self._calls.warm_up(self.tokenize("a")[-1], self._scored_tokens())
+            self._openai_app = await mount(self.client, self.args)
             self._family.remember()
             self._settle(None)
             await self._watch()
         finally:
             # The loop takes no calls from other threads after this.
-            self._perish("vLLM's thread has ended")
+            self._ledger.perish("vLLM's thread has ended")
             if hasattr(self, "client"):
                 self.client.shutdown(timeout=SHUTDOWN_S)
 
@@ -142,8 +142,7 @@ class VllmEngine:
         report("reading the model's configuration", None)
         config = read_config(self.args)
         report("starting the engine and loading weights", None)
-        if self._dead is not None:
-            raise EngineDead(self._dead)
+        self._ledger.check()
         self.client = await start_client(self.args, config, self._note_progress)
         self._tokenizer = copy.deepcopy(self.client.get_tokenizer())
         self.model = describe(self.client, self._settings.model_name)
@@ -164,8 +163,8 @@ class VllmEngine:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), WATCH_S)
         if not self._stop.is_set():
-            self._perish(self._family.obituary())
-            log.error("vLLM died reason=%r", self._dead)
+            self._ledger.perish(self._family.obituary())
+            log.error("vLLM died reason=%r", self._ledger.dead_reason)
 
     # Requests.
 
@@ -197,44 +196,24 @@ class VllmEngine:
 
     def cancel(self, request_id: str) -> None:
         """Takes effect with vLLM's current step."""
-        with self._lock:
-            request = self._requests.get(request_id)
-            if request is not None and self._dead is None:
-                self.loop.call_soon_threadsafe(request.cancel)
+        self._ledger.cancel(request_id)
 
     def _begin(self, request_id: str, sink: Sink, work: Work) -> None:
-        request = Request(request_id, sink)
-        with self._lock:
-            if self._dead is None:
-                if not self._requests:
-                    # An engine that was idle is not a hung one.
-                    self._progress = time.monotonic()
-                self._requests[request_id] = request
-                self.loop.call_soon_threadsafe(self._spawn, request, work)
-                return
-        request.end(Failed(EngineDead(self._dead)))
+        self._ledger.begin(Request(request_id, sink), work)
 
-    def _spawn(self, request: Request, work: Work) -> None:
-        request.task = self.loop.create_task(work(request))
-        request.task.add_done_callback(partial(self._finish, request))
+    # vLLM's own OpenAI application.
 
-    def _finish(self, request: Request, task: asyncio.Task[Event]) -> None:
-        with self._lock:
-            self._requests.pop(request.id, None)
-        request.end(self._outcome(task))
+    def openai(self) -> OpenAI:
+        """See engines.base.SpeaksOpenAI."""
+        return OpenAI(self._openai_app, fields_of(self._openai_app), media_by_url(self.args))
 
-    def _outcome(self, task: asyncio.Task[Event]) -> Event:
-        error = Cancelled("cancelled") if task.cancelled() else task.exception()
-        if error is None:
-            return task.result()
-        known = sampling.to_request_error(error)
-        if isinstance(known, EngineDead):
-            self._perish(self._family.obituary())
-        if self._dead is not None:
-            return Failed(EngineDead(self._dead))
-        if known is None:
-            log.error("a request failed inside vLLM", exc_info=error)
-        return Failed(known or sampling.unforeseen())
+    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """See engines.base.SpeaksOpenAI."""
+        return self._ledger.spawn(work)
+
+    def is_lost(self) -> bool:
+        """See engines.base.SpeaksOpenAI."""
+        return self._ledger.dead_reason is not None or bool(self.client.errored)
 
     def metrics_text(self) -> str:
         """vLLM keeps its metrics in the library's default registry."""
@@ -246,10 +225,10 @@ class VllmEngine:
 
     def num_inflight(self) -> int:
         """vLLM's own count has the requests of its OpenAI application too."""
-        if self._dead is not None or not hasattr(self, "client"):
+        if self._ledger.dead_reason is not None or not hasattr(self, "client"):
             return 0
         theirs: int = self.client.output_processor.get_num_unfinished_requests()
-        return max(len(self._requests), theirs)
+        return max(len(self._ledger), theirs)
 
     def last_progress(self) -> float:
         """vLLM reports every step of its scheduler, a prefill's too."""
@@ -261,14 +240,14 @@ class VllmEngine:
     @property
     def dead_reason(self) -> str | None:
         """Set a moment after vLLM's processes die, and by `die`."""
-        return self._dead
+        return self._ledger.dead_reason
 
     def die(self) -> None:
         """vLLM's own shutdown if it is loaded and does it in time, else SIGKILL."""
         deadline = time.monotonic() + DIE_S
         self._told_to_die = True
         was_ready = self._settle(EngineDead("the engine was ended while it was loading"))
-        self._perish("the engine was ended")
+        self._ledger.perish("the engine was ended")
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return
@@ -281,20 +260,12 @@ class VllmEngine:
             thread.join(KILL_S)
         self._family.kill(max(KILL_S, deadline - time.monotonic()))
 
-    def _perish(self, reason: str) -> None:
-        """Refuse new requests and end those there are; the first reason stays."""
-        with self._lock:
-            self._dead = self._dead or reason
-            requests = list(self._requests.values())
-            self._requests.clear()
-        for request in requests:
-            request.end(Failed(EngineDead(self._dead)))
-
 
 def _parse(settings: Settings, num_gpus: int) -> Namespace:
     return parse_arguments(
         settings.engine_args,
         model_name=settings.model_name,
+        served_names=settings.served_model_name,
         trust_remote_code=settings.trust_remote_code,
         num_gpus=num_gpus,
     )

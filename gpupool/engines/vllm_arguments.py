@@ -36,6 +36,7 @@ OURS = {
     "host": "use --host",
     "port": "use --port",
     "api_key": "use --api_key",
+    "served_model_name": "use --served_model_name",
     "trust_remote_code": "use --trust_remote_code",
     "config": "write the options themselves after --, or engine_args in the file of our --config",
     "api_server_count": "one port in front of all workers is what the pool is",
@@ -96,7 +97,12 @@ NOT_GIVEN = _NotGiven()
 
 
 def parse_arguments(
-    given: Sequence[str], *, model_name: str, trust_remote_code: bool, num_gpus: int
+    given: Sequence[str],
+    *,
+    model_name: str,
+    served_names: Sequence[str] = (),
+    trust_remote_code: bool,
+    num_gpus: int,
 ) -> Namespace:
     """vLLM's arguments for an engine on `num_gpus` GPUs (0: on the CPU); ConfigError says what
     cannot be, in one line."""
@@ -112,6 +118,7 @@ def parse_arguments(
         _refuse(asked, args)
         _set_sizes(asked, args, num_gpus or 1)
         args.model = model_name
+        args.served_model_name = list(served_names) or [model_name]
         args.trust_remote_code = trust_remote_code
         if "max_logprobs" not in asked:
             args.max_logprobs = MAX_LOGPROBS

@@ -21,6 +21,8 @@ SAFE = {
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    # A picture is fetched from where the operator allowed it, not from where that one points.
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     # The processes of one engine are on one machine, whatever its name resolves to.
     "VLLM_HOST_IP": "127.0.0.1",
 }

@@ -1,0 +1,220 @@
+"""The way into the OpenAI API: an ASGI application around the engine's own (worker, event loop).
+
+What holds for every engine and every route is done here, once: key, route, body, limits, the name
+of the model, request ids, errors, counting, and what becomes of a request whose engine dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpupool.api.json_body import read_object, refuse_half_pairs
+from gpupool.api.openai.answer import Answer
+from gpupool.api.openai.checks import Able, Ask, Body, check
+from gpupool.api.openai.models import describe_models
+from gpupool.api.openai.routes import Route, find, is_models
+from gpupool.call import Call, current_call
+from gpupool.clock import RequestClock
+from gpupool.errors import (
+    BadRequest,
+    Cancelled,
+    EngineDead,
+    Moved,
+    NotFound,
+    RequestError,
+    TooLarge,
+    Unauthorized,
+)
+from gpupool.exchange import App, Message, Receive, Send
+from gpupool.keys import KeyRing
+from gpupool.totals import Totals
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What is behind the gate."""
+
+    app_for: Callable[[str, Body], App]
+    able: Able
+    is_dead: Callable[[], bool]
+
+
+class Gate:
+    """One replica's. Any number of requests at a time, on one event loop."""
+
+    def __init__(
+        self, behind: Behind, keys: KeyRing, totals: Totals, *, max_body_bytes: int
+    ) -> None:
+        self._behind = behind
+        self._keys = keys
+        self._totals = totals
+        self._max_body_bytes = max_body_bytes
+        self._since = int(time.time())
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answers every request of a path that `routes.is_ours`."""
+        call = current_call()
+        began = call.history.since or time.monotonic()
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        clock = RequestClock(self._totals, began).start_sequence()
+        answer = Answer(send, request_id, clock, is_dead=self._behind.is_dead)
+        try:
+            await self._answer(scope, headers, receive, answer, call)
+        except Moved:
+            raise
+        except RequestError as error:
+            await answer.fail(error)
+        except Exception as error:
+            log.exception("unexpected error on %s request=%s", scope["path"], request_id)
+            await answer.fail(error)
+        self._count(scope["path"], answer, began)
+
+    async def _answer(
+        self,
+        scope: Message,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        answer: Answer,
+        call: Call,
+    ) -> None:
+        if not self._keys.fits(headers.get(b"authorization", b"").decode("latin-1")):
+            raise Unauthorized(
+                "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+            )
+        path = scope["path"]
+        if is_models(path):
+            _require_method(scope, "GET")
+            await answer.give(describe_models(path, self._behind.able, self._since))
+            return
+        route = self._route(path)
+        _require_method(scope, "POST")
+        _require_json(headers)
+        raw = await self._read(receive)
+        body = read_object(raw)
+        refuse_half_pairs(raw, body)
+        ask = check(route, body, self._behind.able)
+        call.hold_slots(ask.num_sequences)
+        answer.keeps_usage = ask.wants_usage
+        await self._run(scope, receive, answer, *_with_usage(route, body, ask, raw))
+        self._move_if_dead(answer, call)
+
+    def _route(self, path: str) -> Route:
+        route = find(path)
+        if route is None:
+            raise NotFound(f"no such route: {path[:200]}", code="no_route")
+        if path not in self._behind.able.fields:
+            raise BadRequest(
+                f"this pool's engine, or its model, has no {path}; docs/openai.md says which has",
+                code="unsupported",
+            )
+        return route
+
+    async def _read(self, receive: Receive) -> bytes:
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Cancelled("the client closed the connection")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            if size > self._max_body_bytes:
+                raise TooLarge(f"the request body is larger than {self._max_body_bytes} bytes")
+        return b"".join(parts)
+
+    async def _run(
+        self, scope: Message, receive: Receive, answer: Answer, raw: bytes, body: Body
+    ) -> None:
+        """The engine's application; it gets the body as it was read, and no header that would
+        have it decide what was decided here."""
+        pending = [raw]
+
+        async def replay() -> Message:
+            if pending:
+                return {"type": "http.request", "body": pending.pop(), "more_body": False}
+            return await receive()
+
+        inner = {
+            **scope,
+            "state": {"body": body},
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(raw)).encode()),
+                (b"x-request-id", f"{answer.request_id}-{uuid.uuid4().hex[:8]}".encode()),
+            ],
+        }
+        try:
+            await self._behind.app_for(scope["path"], body)(inner, replay, answer.send)
+        except asyncio.CancelledError:
+            # The client has left, or the event loop ends under an engine that died.
+            if not self._behind.is_dead():
+                raise
+        except Exception:
+            if not self._behind.is_dead():
+                raise
+            log.exception("the engine died under request=%s", answer.request_id)
+
+    def _move_if_dead(self, answer: Answer, call: Call) -> None:
+        """A request of which nothing was answered is run by another worker; raises Moved."""
+        if answer.is_complete:
+            return
+        if not answer.has_begun and self._behind.is_dead():
+            call.move()
+        if self._behind.is_dead():
+            raise EngineDead("the engine died while it ran this request; try again")
+        if answer.has_begun:
+            raise RequestError("the engine ended this answer before it was whole")
+
+    def _count(self, path: str, answer: Answer, began: float) -> None:
+        """Once, when the answer is decided."""
+        self._totals.request(path, answer.status)
+        self._totals.tokens(prompt=answer.prompt_tokens, generated=answer.generated_tokens)
+        if answer.status == 200:
+            self._totals.observe("request_duration_seconds", time.monotonic() - began)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """The client's own if it is fit for a log, else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _require_method(scope: Message, method: str) -> None:
+    if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
+        error = BadRequest(f"{scope['path'][:200]} takes {method}, not {scope['method']}")
+        error.status = 405
+        raise error
+
+
+def _require_json(headers: dict[bytes, bytes]) -> None:
+    """Anything else is what a browser sends for a page that must not ask here."""
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind != b"application/json" and not kind.endswith(b"+json"):
+        error = BadRequest(
+            f"the Content-Type is {kind.decode('latin-1')[:60]!r}; send application/json"
+        )
+        error.status = 415
+        raise error
+
+
+def _with_usage(route: Route, body: Body, ask: Ask, raw: bytes) -> tuple[bytes, Body]:
+    """Streams tell their usage always, to be counted; clients see it if they asked for it."""
+    if not ask.stream or ask.wants_usage or route.kind not in ("chat", "completion"):
+        return raw, body
+    options: dict[str, Any] = {**(body.get("stream_options") or {}), "include_usage": True}
+    changed = {**body, "stream_options": options}
+    return json.dumps(changed).encode(), changed
