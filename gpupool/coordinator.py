@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
-from gpupool.batch import Job, Outcome, Result
+from gpupool.batch import AnyJob, Outcome, Result
 from gpupool.call import Call
 from gpupool.clock import RequestClock
 from gpupool.engines.base import Failed
@@ -57,7 +57,7 @@ class Coordinator:
     """One batch."""
 
     def __init__(
-        self, fanout: Fanout, jobs: Sequence[Job], call: Call, clock: RequestClock
+        self, fanout: Fanout, jobs: Sequence[AnyJob], call: Call, clock: RequestClock
     ) -> None:
         self._clock = clock
         self._is_first = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpupool.batch import Job, Result, run_here
+from gpupool.batch import AnyJob, Result, run_here
 from gpupool.call import Call
 from gpupool.clock import RequestClock
 from gpupool.coordinator import Coordinator, is_of_dead_worker
@@ -30,12 +30,12 @@ class Fanout:
         self.mailboxes = mailboxes
         self.max_wait_s = max_wait_s
 
-    def run(self, jobs: Sequence[Job], call: Call, clock: RequestClock) -> list[Result]:
+    def run(self, jobs: Sequence[AnyJob], call: Call, clock: RequestClock) -> list[Result]:
         """What became of every job, in order; Cancelled if the client goes away."""
         if len(jobs) != 1 or not call.holds_slot:
             call.step_aside()
             return Coordinator(self, jobs, call, clock).run()
-        outcome = run_here(self.replica.ready_engine(), jobs, call, clock)[0]
+        outcome = run_here(self.replica, jobs, call, clock)[0]
         if is_of_dead_worker(outcome):
             call.move()
         return [Result(outcome, self.replica.slot, call.history.num_moves + 1)]

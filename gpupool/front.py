@@ -12,11 +12,15 @@ from concurrent.futures import Future
 from typing import Any
 
 from gpupool.api.openai.checks import Able
-from gpupool.api.openai.gate import Behind, Gate
+from gpupool.api.openai.gate import Gate
+from gpupool.api.openai.inner import Behind, run_part
+from gpupool.batch import Answered, OpenAIJob
 from gpupool.call import answering
 from gpupool.connection import Connection
-from gpupool.engines.base import Engine, SpeaksOpenAI
+from gpupool.engines.base import Engine, Failed, SpeaksOpenAI
+from gpupool.errors import Cancelled, EngineDead
 from gpupool.exchange import Exchange
+from gpupool.fanout import Fanout
 from gpupool.keys import KeyRing
 from gpupool.settings import Settings
 from gpupool.totals import Totals
@@ -25,7 +29,14 @@ from gpupool.totals import Totals
 class Front:
     """Made when the engine is loaded. Any thread."""
 
-    def __init__(self, engine: Engine, settings: Settings, keys: KeyRing, totals: Totals) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        keys: KeyRing,
+        totals: Totals,
+        fanout: Fanout | None,
+    ) -> None:
         assert isinstance(engine, SpeaksOpenAI)
         speaks = engine.openai()
         self._spawn = engine.spawn
@@ -36,8 +47,8 @@ class Front:
             model_names=settings.served_model_name or (settings.model_name,),
             media_by_url=speaks.media_by_url,
         )
-        behind = Behind(lambda path, body: speaks.app, able, engine.is_lost)
-        self.gate = Gate(behind, keys, totals, max_body_bytes=settings.max_body_bytes)
+        self._behind = Behind(lambda path, body: speaks.app, able, engine.is_lost)
+        self.gate = Gate(self._behind, keys, totals, fanout, max_body_bytes=settings.max_body_bytes)
 
     def answer(
         self, cfg: Any, conn: Connection, access_log: Callable[..., None], *, close_after: bool
@@ -51,6 +62,22 @@ class Front:
                 return await exchange.run(self.gate, access_log)
 
         return self._spawn(work())
+
+    def ask(
+        self, job: OpenAIJob, on_over: Callable[[Answered | Failed], None]
+    ) -> Future[Answered | Failed]:
+        """Answer a part of a request that a coordinator split; `on_over` is called once, also
+        when the future is cancelled. EngineDead at once if the engine is dead."""
+        asked = self._spawn(run_part(self._behind, job))
+        asked.add_done_callback(lambda done: on_over(self._outcome(done)))
+        return asked
+
+    def _outcome(self, done: Future[Answered | Failed]) -> Answered | Failed:
+        if not done.cancelled():
+            return done.result()
+        if self._behind.is_dead():
+            return Failed(EngineDead("the engine died while it ran this request"))
+        return Failed(Cancelled("nobody waits for it any more"))
 
 
 class LoopThread:

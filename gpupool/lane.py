@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from gpupool.batch import Batch, Job, Outcome
+from gpupool.batch import AnyJob, Batch, Outcome
 from gpupool.clock import RequestClock
-from gpupool.engines.base import Engine, Failed
+from gpupool.engines.base import Failed
 from gpupool.errors import EngineError, RequestError
 from gpupool.replica import Replica
 from gpupool.slots import Slots
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Jobs:
     """Numbered jobs of a batch. A lane that ends without None tells of a killed coordinator."""
 
-    jobs: Sequence[tuple[int, Job]]
+    jobs: Sequence[tuple[int, AnyJob]]
     began: float  # when the client's request was whole (monotonic)
     is_first: bool  # nobody had any of this batch before
 
@@ -108,21 +108,20 @@ class Lane:
         self._slots.take(len(jobs))
         self._coordinator.send((len(jobs), ()))
         try:
-            engine = self._replica.ready_engine()
+            batch = self._batch_of(given)
         except RequestError as error:
             for index, _ in jobs:
                 self._note_over(index, Failed(error))
             return
-        batch = self._batch_of(engine, given)
         for index, job in jobs:
             self._running.add(index)
             batch.start(index, job)
 
-    def _batch_of(self, engine: Engine, given: Jobs) -> Batch:
+    def _batch_of(self, given: Jobs) -> Batch:
         if self._batch is None:
             totals, is_first = self._totals, given.is_first
             clock = RequestClock(totals, given.began, is_share=True, is_first=is_first)
-            self._batch = Batch(engine, clock, self._note_over)
+            self._batch = Batch(self._replica, clock, self._note_over)
         return self._batch
 
     def _note_over(self, index: int, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gpupool import load_times
 from gpupool.engines.base import Engine, Report
@@ -18,6 +19,9 @@ from gpupool.gpus import Gpu
 from gpupool.keys import KeyRing
 from gpupool.partition import Slice
 from gpupool.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from gpupool.front import Front
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ class Replica:
         self.since = time.monotonic()
         self.error: BaseException | None = None
         self.engine: Engine | None = None
+        self.front: Front | None = None
+        """Speaks the OpenAI API; there from when the engine is ready."""
         self.on_change: Callable[[], None] = lambda: None
 
     @property

@@ -16,56 +16,37 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from gunicorn.workers.gthread import ThreadWorker
-
-from gpupool import call
 from gpupool.admission import Admission
+from gpupool.answering import AnsweringWorker
 from gpupool.api import CONTROL_PATHS, waits_for_model
-from gpupool.api.openai.routes import is_models, is_ours
+from gpupool.api.openai.routes import is_models
 from gpupool.connection import Connection
 from gpupool.disconnect import HangupWatcher
-from gpupool.engines.base import Engine
-from gpupool.errors import EngineDead, Moved, RequestError, Unavailable
 from gpupool.fanout import Fanout
-from gpupool.front import Front
-from gpupool.http_error import send_error
 from gpupool.inquiry import Inquiry, tell
 from gpupool.intake import Intake
 from gpupool.lane import Lane
 from gpupool.mailbox import Mailboxes, Message, close_all
-from gpupool.replica import Replica
 from gpupool.scoreboard import Row, Scoreboard
-from gpupool.settings import Settings
 from gpupool.slots import Slots
 
 log = logging.getLogger(__name__)
 
 NUM_CONTROL_THREADS = 4
-SEND_TIMEOUT_S = 60
-CONTROL_SEND_TIMEOUT_S = 2  # a few kilobytes; a client that does not take them must not hold one
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class ServingWorker(ThreadWorker):  # type: ignore[misc]
+class ServingWorker(AnsweringWorker):
     """Answers requests with a replica that somebody else loads. Main thread only, unless it says
     otherwise."""
 
-    settings: Settings
     scoreboard: Scoreboard
     mailboxes: Mailboxes
-    replica: Replica
     row: Row
     row_index = 0
     slot = 0
-    alive: bool
     keepalived_conns: deque[Connection]
-    app: Any
     wsgi: Any
-    admission: Admission
-
-    def check_engine(self) -> None:
-        """Look whether the engine still lives; called when a request says that it does not."""
-        raise NotImplementedError
 
     # Before the first request.
 
@@ -92,10 +73,9 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
     def open_for_requests(self) -> None:
         """Make what requests go through; the poller is there."""
         self.keys = self.replica.keys
-        self._front: Front | None = None
         self.slots = Slots(self.row)
         self.slots.on_free = self._settle_soon
-        self.app.extensions["gpupool.fanout"] = Fanout(
+        self.fanout = self.app.extensions["gpupool.fanout"] = Fanout(
             self.replica,
             self.row_index,
             self.scoreboard,
@@ -172,66 +152,11 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         if request is None or request.path in CONTROL_PATHS:
             self._answer_at_once(conn)
         elif not self.keys.fit(request.headers):
-            self._submit(self.tpool, conn)
+            self.answer_by_flask(conn)
         elif waits_for_model(request.method, request.path):
             self.admission.admit(conn)
         elif not is_models(request.path) or not self.admission.leave_to_ready(conn):
             self.answer(conn)
-
-    def answer(self, conn: Connection) -> None:
-        """Let the OpenAI API or a handler thread answer."""
-        if is_ours(conn.parser.request.path):
-            self._answer_openai(conn)
-        else:
-            conn.limit_send(SEND_TIMEOUT_S)
-            self._submit(self.tpool, conn)
-
-    def _answer_openai(self, conn: Connection) -> None:
-        try:
-            front = self._front_of(self.replica.ready_engine())
-            is_last = not self.alive or not self.cfg.keepalive
-            done = front.answer(self.cfg, conn, self.log.access, close_after=is_last)
-        except EngineDead:
-            self.check_engine()
-            conn.history.num_moves += 1
-            self.admission.move(conn)
-        except Unavailable as error:
-            self.refuse(conn, error)
-        else:
-            self._finish_when(done, conn)
-
-    def _front_of(self, engine: Engine) -> Front:
-        if self._front is None:
-            self._front = Front(engine, self.settings, self.keys, self.totals)
-        return self._front
-
-    def refuse(self, conn: Connection, error: RequestError) -> None:
-        """Answer with an error, past those who wait for a handler thread."""
-        error.route = conn.parser.request.path
-        conn.parser.error = error
-        self._answer_at_once(conn)
-
-    def _answer_at_once(self, conn: Connection) -> None:
-        conn.limit_send(CONTROL_SEND_TIMEOUT_S)
-        self._submit(self.control_pool, conn)
-
-    def _submit(self, pool: ThreadPoolExecutor, conn: Connection) -> None:
-        self._finish_when(pool.submit(self._handle, conn), conn)
-
-    def _finish_when(self, future: Future[Any], conn: Connection) -> None:
-        future.add_done_callback(
-            lambda done: self.method_queue.defer(self.finish_request, conn, done)
-        )
-
-    def _call_app(self, environ: Any, start_response: Any) -> Any:
-        answer = self.app(environ, start_response)
-        if call.current_call().is_moved:
-            raise Moved("another worker answers")  # nothing is sent yet
-        return answer
-
-    def _handle(self, conn: Connection) -> Any:
-        with call.answering(conn.call):
-            return self.handle(conn)
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         """A handler thread is done with its request."""
@@ -246,12 +171,6 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         """Close a connection; where it was handed over, only this process's end of it."""
         self.nr_conns -= 1
         conn.close()
-
-    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
-        """Answer what went wrong outside the application in the one error shape, never HTML."""
-        if not isinstance(exc, Moved):
-            route = req.path if req else getattr(exc, "route", "unreadable")
-            send_error(client, exc, lambda status: self.totals.request(route, status))
 
     def _settle_soon(self) -> None:
         """Slots are free again (any thread). One look at the room does for many of them."""

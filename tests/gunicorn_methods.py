@@ -25,6 +25,7 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import PollableMethodQueue, TConn, ThreadWorker
 from gunicorn.workers.workertmp import WorkerTmp
 
+from gpupool.answering import AnsweringWorker
 from gpupool.connection import Connection
 from gpupool.master import PoolArbiter
 from gpupool.refused_signals import RefusedSignals
@@ -33,7 +34,7 @@ from gpupool.worker import PoolWorker
 
 TABLE = Path(__file__).with_suffix(".json")
 
-OURS = (PoolArbiter, RefusedSignals, PoolWorker, ServingWorker, Connection)
+OURS = (PoolArbiter, RefusedSignals, AnsweringWorker, PoolWorker, ServingWorker, Connection)
 
 RELIED_ON: dict[str, tuple[Any, ...]] = {
     "gpupool/master.py": (

@@ -67,7 +67,7 @@ def infer() -> Response:
     prompts = [_tokenize(engine, text, index, ask) for index, text in enumerate(texts)]
     items, jobs = _plan(prompts, ask, engine, detail)
     totals: Totals = current_app.extensions["gpupool.totals"]
-    results = _run(engine, jobs, RequestClock(totals, whole_at()))
+    results = _run(jobs, RequestClock(totals, whole_at()))
     render = _detail if detail else _plain
     answers = [render(item, results, ask) for item in items]
     totals.tokens(prompt=sum(map(len, prompts)), generated=sum(map(_num_tokens, results)))
@@ -179,13 +179,13 @@ def _ready_engine() -> Engine:
         raise
 
 
-def _run(engine: Engine, jobs: list[Job], clock: RequestClock) -> list[Result]:
+def _run(jobs: list[Job], clock: RequestClock) -> list[Result]:
     """On the whole pool, or on the one replica of a host without workers."""
     fanout: Fanout | None = current_app.extensions.get("gpupool.fanout")
     if fanout is not None:
         return fanout.run(jobs, current_call(), clock)
     replica: Replica = current_app.extensions["gpupool"]
-    outcomes = run_here(engine, jobs, current_call(), clock)
+    outcomes = run_here(replica, jobs, current_call(), clock)
     return [Result(outcome, replica.slot) for outcome in outcomes]
 
 

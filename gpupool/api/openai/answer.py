@@ -40,13 +40,12 @@ class Answer:
         self,
         send: Send,
         request_id: str,
-        clock: SequenceClock,
         *,
         is_dead: Callable[[], bool],
     ) -> None:
         self._send = send
         self.request_id = request_id
-        self._clock = clock
+        self.clock: SequenceClock | None = None
         self._is_dead = is_dead
         self.keeps_usage = False
         """Whether the client asked for the event that tells a stream's usage."""
@@ -93,9 +92,9 @@ class Answer:
         if self.status >= 500 and self._is_dead():
             return  # Another worker may answer.
         if self.status >= 400:
-            await self.fail(_error_of(_read_object(body), self.status))
+            await self.fail(error_of(read_answer(body), self.status))
             return
-        self._count(_read_object(body).get("usage"))
+        self._count(read_answer(body).get("usage"))
         await self._begin(len(body))
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
         self.is_complete = True
@@ -124,12 +123,12 @@ class Answer:
         if self._is_broken:
             return
         if body.startswith(ERROR_EVENTS):
-            await self._break(_error_of(_read_event(body), HTTPStatus.INTERNAL_SERVER_ERROR))
+            await self._break(error_of(_read_event(body), HTTPStatus.INTERNAL_SERVER_ERROR))
             return
         if b'"usage"' in body:
             body = self._take_usage(body)
         elif body and not body.startswith((DONE, b":")):
-            self._clock.tick(1)
+            self._tick()
         if body or is_last:
             await self._begin(None)
             await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
@@ -144,7 +143,7 @@ class Answer:
             if usage is None:
                 # Some engines write "usage": null into every event.
                 if content.get("choices"):
-                    self._clock.tick(1)
+                    self._tick()
             else:
                 self._count(usage)
                 if content.get("choices") == [] and not self.keeps_usage:
@@ -162,6 +161,10 @@ class Answer:
         event = b"data: " + json.dumps(body).encode() + b"\n\n"
         await self._send({"type": "http.response.body", "body": event, "more_body": False})
         self.is_complete = True
+
+    def _tick(self) -> None:
+        if self.clock is not None:
+            self.clock.tick(1)
 
     # Both.
 
@@ -191,7 +194,7 @@ def _number(usage: dict[str, Any], *names: str) -> int:
     return found[0] if found else 0
 
 
-def _error_of(body: dict[str, Any], status: int) -> RequestError:
+def error_of(body: dict[str, Any], status: int) -> RequestError:
     """Of vLLM's, llama.cpp's and our own error bodies. The engine's text is for the client only
     where it is about the request."""
     given = body.get("error")
@@ -216,11 +219,11 @@ def _error_of(body: dict[str, Any], status: int) -> RequestError:
 def _read_event(event: bytes) -> dict[str, Any]:
     for line in event.splitlines():
         if line.startswith(b"data: {"):
-            return _read_object(line.removeprefix(b"data: "))
+            return read_answer(line.removeprefix(b"data: "))
     return {}
 
 
-def _read_object(body: bytes) -> dict[str, Any]:
+def read_answer(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
     except ValueError:

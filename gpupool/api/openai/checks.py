@@ -60,6 +60,7 @@ REFUSED = {
     "previous_response_id": "responses are not kept; send the whole conversation in `input`",
 }
 NEUTRAL = (None, False)
+REQUIRED = {"chat": "messages", "completion": "prompt", "responses": "input", "embedding": "input"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,9 @@ def _check_flag(name: str, value: Any) -> None:
 
 
 def _check_together(route: Route, body: Body, able: Able) -> None:
+    needed = REQUIRED.get(route.kind)
+    if needed is not None and body.get(needed) is None:
+        raise BadRequest(f"{needed} is missing", param=needed)
     context = able.model.context_tokens
     for name in LENGTHS:
         if (body.get(name) or 0) > context:

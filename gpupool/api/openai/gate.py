@@ -7,20 +7,22 @@ of the model, request ids, errors, counting, and what becomes of a request whose
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gpupool.api.json_body import read_object, refuse_half_pairs
 from gpupool.api.openai.answer import Answer
-from gpupool.api.openai.checks import Able, Ask, Body, check
+from gpupool.api.openai.checks import Ask, Body, check
+from gpupool.api.openai.inner import Behind, read_part, run
 from gpupool.api.openai.models import describe_models
 from gpupool.api.openai.routes import Route, find, is_models
+from gpupool.api.openai.spread import merge, split
+from gpupool.batch import OpenAIJob
 from gpupool.call import Call, current_call
 from gpupool.clock import RequestClock
 from gpupool.errors import (
@@ -33,33 +35,34 @@ from gpupool.errors import (
     TooLarge,
     Unauthorized,
 )
-from gpupool.exchange import App, Message, Receive, Send
+from gpupool.exchange import Message, Receive, Send
+from gpupool.fanout import Fanout
 from gpupool.keys import KeyRing
 from gpupool.totals import Totals
 
 log = logging.getLogger(__name__)
 
+MAX_COORDINATORS = 256  # threads, each made when it is needed first
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-
-
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """What is behind the gate."""
-
-    app_for: Callable[[str, Body], App]
-    able: Able
-    is_dead: Callable[[], bool]
 
 
 class Gate:
     """One replica's. Any number of requests at a time, on one event loop."""
 
     def __init__(
-        self, behind: Behind, keys: KeyRing, totals: Totals, *, max_body_bytes: int
+        self,
+        behind: Behind,
+        keys: KeyRing,
+        totals: Totals,
+        fanout: Fanout | None = None,
+        *,
+        max_body_bytes: int,
     ) -> None:
         self._behind = behind
         self._keys = keys
         self._totals = totals
+        self._fanout = fanout
+        self._coordinators = ThreadPoolExecutor(MAX_COORDINATORS, "coordinator")
         self._max_body_bytes = max_body_bytes
         self._since = int(time.time())
 
@@ -69,10 +72,10 @@ class Gate:
         began = call.history.since or time.monotonic()
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
-        clock = RequestClock(self._totals, began).start_sequence()
-        answer = Answer(send, request_id, clock, is_dead=self._behind.is_dead)
+        clock = RequestClock(self._totals, began)
+        answer = Answer(send, request_id, is_dead=self._behind.is_dead)
         try:
-            await self._answer(scope, headers, receive, answer, call)
+            await self._answer(scope, headers, receive, answer, clock, call)
         except Moved:
             raise
         except RequestError as error:
@@ -88,6 +91,7 @@ class Gate:
         headers: dict[bytes, bytes],
         receive: Receive,
         answer: Answer,
+        clock: RequestClock,
         call: Call,
     ) -> None:
         if not self._keys.fits(headers.get(b"authorization", b"").decode("latin-1")):
@@ -107,10 +111,27 @@ class Gate:
         body = read_object(raw)
         refuse_half_pairs(raw, body)
         ask = check(route, body, self._behind.able)
+        parts = split(route, body, ask)
+        if parts and self._fanout is not None:
+            await answer.give(await self._spread(route, parts, clock, call))
+            return
         call.hold_slots(ask.num_sequences)
+        answer.clock = clock.start_sequence()
         answer.keeps_usage = ask.wants_usage
-        await self._run(scope, receive, answer, *_with_usage(route, body, ask, raw))
+        body = _with_usage(route, body, ask)
+        await run(self._behind, scope["path"], body, answer.request_id, receive, answer.send)
         self._move_if_dead(answer, call)
+
+    async def _spread(
+        self, route: Route, parts: Sequence[Body], clock: RequestClock, call: Call
+    ) -> dict[str, Any]:
+        """Every part on whichever worker has a slot for it."""
+        assert self._fanout is not None
+        jobs = [OpenAIJob(route.path, part) for part in parts]
+        results = await asyncio.get_running_loop().run_in_executor(
+            self._coordinators, self._fanout.run, jobs, call, clock
+        )
+        return merge(route, [read_part(result.outcome) for result in results])
 
     def _route(self, path: str) -> Route:
         route = find(path)
@@ -135,38 +156,6 @@ class Gate:
             if size > self._max_body_bytes:
                 raise TooLarge(f"the request body is larger than {self._max_body_bytes} bytes")
         return b"".join(parts)
-
-    async def _run(
-        self, scope: Message, receive: Receive, answer: Answer, raw: bytes, body: Body
-    ) -> None:
-        """The engine's application; it gets the body as it was read, and no header that would
-        have it decide what was decided here."""
-        pending = [raw]
-
-        async def replay() -> Message:
-            if pending:
-                return {"type": "http.request", "body": pending.pop(), "more_body": False}
-            return await receive()
-
-        inner = {
-            **scope,
-            "state": {"body": body},
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(raw)).encode()),
-                (b"x-request-id", f"{answer.request_id}-{uuid.uuid4().hex[:8]}".encode()),
-            ],
-        }
-        try:
-            await self._behind.app_for(scope["path"], body)(inner, replay, answer.send)
-        except asyncio.CancelledError:
-            # The client has left, or the event loop ends under an engine that died.
-            if not self._behind.is_dead():
-                raise
-        except Exception:
-            if not self._behind.is_dead():
-                raise
-            log.exception("the engine died under request=%s", answer.request_id)
 
     def _move_if_dead(self, answer: Answer, call: Call) -> None:
         """A request of which nothing was answered is run by another worker; raises Moved."""
@@ -211,10 +200,8 @@ def _require_json(headers: dict[bytes, bytes]) -> None:
         raise error
 
 
-def _with_usage(route: Route, body: Body, ask: Ask, raw: bytes) -> tuple[bytes, Body]:
+def _with_usage(route: Route, body: Body, ask: Ask) -> Body:
     """Streams tell their usage always, to be counted; clients see it if they asked for it."""
     if not ask.stream or ask.wants_usage or route.kind not in ("chat", "completion"):
-        return raw, body
-    options: dict[str, Any] = {**(body.get("stream_options") or {}), "include_usage": True}
-    changed = {**body, "stream_options": options}
-    return json.dumps(changed).encode(), changed
+        return body
+    return {**body, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}

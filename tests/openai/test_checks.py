@@ -1,0 +1,229 @@
+"""What a body of the OpenAI API may ask for; each row is one request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gpupool.api.openai.checks import Able, Ask, check
+from gpupool.api.openai.routes import ROUTES
+from gpupool.errors import RequestError
+from tests.openai.client import ABLE, CHAT, COMPLETIONS
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+PROMPT: dict[str, Any] = {"prompt": "hello"}
+
+
+def deep(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
+def schema_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **function}}
+
+
+def content(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+CHATS = {
+    "temperature": ({"temperature": "hot"}, "temperature"),
+    "temperature of NaN": ({"temperature": float("nan")}, "temperature"),
+    "temperature below 0": ({"temperature": -0.1}, "temperature"),
+    "top_p above 1": ({"top_p": 1.1}, "top_p"),
+    "seed of 65 bits": ({"seed": 1 << 64}, "seed"),
+    "n of 0": ({"n": 0}, "n"),
+    "n of a billion": ({"n": 10**9}, "n"),
+    "n of true": ({"n": True}, "n"),
+    "max_tokens of 0": ({"max_tokens": 0}, "max_tokens"),
+    "max_tokens over the context": ({"max_tokens": 101}, "max_tokens"),
+    "max_completion_tokens over the context": (
+        {"max_completion_tokens": 10**12},
+        "max_completion_tokens",
+    ),
+    "logprobs of a number": ({"logprobs": 5}, "logprobs"),
+    "top_logprobs of 21": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs"),
+    "stop of numbers": ({"stop": [1]}, "stop"),
+    "65 stops": ({"stop": ["a"] * 65}, "stop"),
+    "a stop of 1025 characters": ({"stop": "a" * 1025}, "stop"),
+    "bias of 1025 tokens": ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    "bias of infinity": ({"logit_bias": {"1": float("inf")}}, "logit_bias"),
+    "bias of no token": ({"logit_bias": {"1000": 1}}, "logit_bias"),
+    "stream of a string": ({"stream": "yes"}, "stream"),
+    "stream_options without stream": ({"stream_options": {}}, None),
+    "stream_options of a list": ({"stream": True, "stream_options": [1]}, "stream_options"),
+    "usage without a stream": ({"stream_options": {"include_usage": True}}, "stream_options"),
+    "an unknown field": ({"temprature": 1}, "temprature"),
+    "a template": ({"chat_template": "{{ x }}"}, "chat_template"),
+    "tensors": ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+    "no messages": ({"messages": []}, "messages"),
+    "1025 messages": ({"messages": HELLO["messages"] * 1025}, "messages"),
+    "messages of strings": ({"messages": ["hello"]}, "messages[0]"),
+    "a message without a role": ({"messages": [{"content": "a"}]}, "messages[0]"),
+    "content of a number": ({"messages": [{"role": "user", "content": 5}]}, "messages[0]"),
+    "more text than any context": (
+        {"messages": [{"role": "user", "content": "a" * 51_201}]},
+        "messages",
+    ),
+    "a picture from the network": (
+        content({"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}),
+        "messages[0]",
+    ),
+    "a picture from a file": (
+        content({"type": "image_url", "image_url": "file:///etc/passwd"}),
+        "messages[0]",
+    ),
+    "a format that is none": ({"response_format": {"type": "xml"}}, "response_format"),
+    "a format of a string": ({"response_format": "json"}, "response_format"),
+    "a schema that is missing": (
+        {"response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+    ),
+    "a schema of 33 levels": (
+        {"response_format": schema_format(deep(17))},
+        "response_format.json_schema.schema",
+    ),
+    "a schema of 17 kilobytes": (
+        {"response_format": schema_format({"enum": ["x" * 17_000]})},
+        "response_format.json_schema.schema",
+    ),
+    "a pattern of 1025 characters": (
+        {"response_format": schema_format({"pattern": "a" * 1025})},
+        "response_format.json_schema.schema pattern",
+    ),
+    "a regex of 1025 characters": (
+        {"structured_outputs": {"regex": "a" * 1025}},
+        "structured_outputs.regex",
+    ),
+    "a schema in text that is no JSON": (
+        {"structured_outputs": {"json": "{"}},
+        "structured_outputs.json",
+    ),
+    "no choice": ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    "tools of a string": ({"tools": "f"}, "tools"),
+    "129 tools": ({"tools": [tool()] * 129}, "tools"),
+    "a tool of a string": ({"tools": ["f"]}, "tools[0]"),
+    "a tool's name of blanks": ({"tools": [tool(name="a b")]}, "tools[0]"),
+    "a tool's deep schema": ({"tools": [tool(parameters=deep(17))]}, "tools[0].parameters"),
+}
+
+REFUSED = {name: row for name, row in CHATS.items() if row[1] is not None}
+
+
+@pytest.mark.parametrize(("change", "param"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_chat_is_refused_and_what_is_wrong_is_named(change: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check(ROUTES[CHAT], HELLO | change, ABLE)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+GOOD = {
+    "as little as can be": {},
+    "everything at its edge": {
+        "temperature": 2,
+        "top_p": 1,
+        "seed": (1 << 64) - 1,
+        "n": 128,
+        "max_tokens": 100,
+        "logprobs": True,
+        "top_logprobs": 20,
+        "stop": ["a" * 1024] * 64,
+        "logit_bias": {"999": -100},
+    },
+    "nulls": {"temperature": None, "stop": None, "tools": None, "stream": None},
+    "a schema of 32 levels": {"response_format": schema_format(deep(15))},
+    "parts": content({"type": "text", "text": "a"}),
+    "a picture in the request": content(
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    ),
+    "a tool": {"tools": [tool(parameters={"type": "object"})]},
+    "a schema in text": {"structured_outputs": {"json": '{"type": "object"}'}},
+}
+
+
+@pytest.mark.parametrize("change", GOOD.values(), ids=GOOD.keys())
+def test_a_chat_that_can_be_is_let_through(change: dict[str, Any]) -> None:
+    check(ROUTES[CHAT], HELLO | change, ABLE)
+
+
+def test_a_picture_may_come_from_where_the_operator_said() -> None:
+    picture = content({"type": "image_url", "image_url": {"url": "http://pictures/1"}})
+    check(ROUTES[CHAT], picture, replace(ABLE, media_by_url=True))
+
+
+COMPLETIONS_REFUSED = {
+    "no prompt": ({"prompt": None}, "prompt"),
+    "a prompt of a number": ({"prompt": 5}, "prompt"),
+    "prompts of numbers and text": ({"prompt": ["a", 5]}, "prompt[1]"),
+    "no tokens": ({"prompt": [[]]}, "prompt[0]"),
+    "a token that is none": ({"prompt": [[1, 1000]]}, "prompt[0]"),
+    "more tokens than the context": ({"prompt": [1] * 101}, "prompt"),
+    "2049 prompts": ({"prompt": ["a"] * 2049}, "prompt"),
+    "logprobs of true": ({"logprobs": True}, "logprobs"),
+    "logprobs of 21": ({"logprobs": 21}, "logprobs"),
+    "max_tokens of 0 without echo": ({"max_tokens": 0}, "max_tokens"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "param"), COMPLETIONS_REFUSED.values(), ids=COMPLETIONS_REFUSED.keys()
+)
+def test_a_completion_is_refused_and_what_is_wrong_is_named(
+    change: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        check(ROUTES[COMPLETIONS], PROMPT | change, ABLE)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+ASKS = {
+    "one": ({}, Ask(1, stream=False, wants_usage=False)),
+    "some of each": ({"prompt": ["a", "b"], "n": 3}, Ask(6, stream=False, wants_usage=False)),
+    "tokens": ({"prompt": [1, 2, 3]}, Ask(1, stream=False, wants_usage=False)),
+    "lists of tokens": ({"prompt": [[1], [2]]}, Ask(2, stream=False, wants_usage=False)),
+    "a stream": ({"stream": True}, Ask(1, stream=True, wants_usage=False)),
+    "a stream with usage": (
+        {"stream": True, "stream_options": {"include_usage": True}},
+        Ask(1, stream=True, wants_usage=True),
+    ),
+    "echo alone": ({"echo": True, "max_tokens": 0}, Ask(1, stream=False, wants_usage=False)),
+}
+
+
+@pytest.mark.parametrize(("change", "ask"), ASKS.values(), ids=ASKS.keys())
+def test_what_is_asked_for_is_understood(change: dict[str, Any], ask: Ask) -> None:
+    assert check(ROUTES[COMPLETIONS], PROMPT | change, ABLE) == ask
+
+
+NEEDS = {
+    "seed": ({"seed": 1}, "seed"),
+    "stop": ({"stop": "a"}, "stop"),
+    "logprobs": ({"logprobs": True}, "logprobs"),
+    "logit_bias": ({"logit_bias": {"1": 1}}, "logit_bias"),
+}
+
+
+@pytest.mark.parametrize(("change", "feature"), NEEDS.values(), ids=NEEDS.keys())
+def test_what_the_engine_cannot_do_is_refused_and_not_dropped(
+    change: dict[str, Any], feature: str
+) -> None:
+    unable = Able(ABLE.features - {feature}, ABLE.fields, ABLE.model, ABLE.model_names)
+    check(ROUTES[CHAT], HELLO | change, ABLE)
+    with pytest.raises(RequestError) as caught:
+        check(ROUTES[CHAT], HELLO | change, unable)
+    assert caught.value.code == "unsupported"
+
+
+def test_an_unknown_field_is_answered_with_the_nearest_known_one() -> None:
+    with pytest.raises(RequestError, match="did you mean 'temperature'"):
+        check(ROUTES[CHAT], HELLO | {"temprature": 1}, ABLE)

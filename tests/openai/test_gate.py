@@ -1,0 +1,316 @@
+"""What holds for every engine: the gate around an application that a script plays."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gpupool.call import Call
+from gpupool.errors import Moved
+from gpupool.mailbox import Message
+from gpupool.scoreboard import Row
+from gpupool.slots import Slots
+from gpupool.totals import PoolTotals
+from tests.openai.client import ABLE, CHAT, COMPLETIONS, Script, ask, gate_around
+
+HELLO = {"messages": [{"role": "user", "content": "hello"}]}
+USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+WHOLE = {"id": "x", "choices": [{"index": 0}], "usage": USAGE}
+
+
+def event(**content: Any) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+TOKEN = event(choices=[{"delta": {"content": "a"}}])
+LAST = event(choices=[], usage=USAGE)
+
+
+def test_a_whole_answer_is_passed_on_as_it_is() -> None:
+    answer = ask(gate_around(Script(content=WHOLE)), CHAT, HELLO)
+    assert (answer.status, answer.json) == (200, WHOLE)
+
+
+def test_the_application_is_asked_what_the_client_asked() -> None:
+    script = Script(content=WHOLE)
+    ask(gate_around(script), CHAT, HELLO | {"seed": 3})
+    assert script.asked == [HELLO | {"seed": 3}]
+
+
+def test_the_application_gets_no_header_to_decide_by() -> None:
+    script = Script(content=WHOLE)
+    ask(gate_around(script, keys=["k"]), CHAT, HELLO, headers={"authorization": "Bearer k"})
+    names = {name for name, _ in script.scopes[0]["headers"]}
+    assert names == {b"content-type", b"content-length", b"x-request-id"}
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic right", "right", "Bearer "])
+@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/v1/nowhere", "/tokenize"])
+def test_every_route_needs_the_key(header: str | None, path: str) -> None:
+    script = Script(content=WHOLE)
+    headers = {} if header is None else {"authorization": header}
+    answer = ask(gate_around(script, keys=["right"]), path, HELLO, headers=headers)
+    assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+    assert script.asked == []
+
+
+def test_any_of_the_keys_is_good() -> None:
+    gate = gate_around(Script(content=WHOLE), keys=["one", "two"])
+    assert ask(gate, CHAT, HELLO, headers={"authorization": "Bearer two"}).status == 200
+
+
+def test_an_unknown_route_is_a_404_in_json() -> None:
+    answer = ask(gate_around(Script()), "/v1/nowhere", HELLO)
+    assert (answer.status, answer.error["code"]) == (404, "no_route")
+
+
+def test_a_route_that_the_engine_has_not_is_a_400_that_says_so() -> None:
+    answer = ask(gate_around(Script()), "/v1/rerank", {"query": "a", "documents": ["b"]})
+    assert (answer.status, answer.error["code"]) == (400, "unsupported")
+
+
+def test_the_wrong_method_is_a_405() -> None:
+    answer = ask(gate_around(Script()), CHAT, method="PUT")
+    assert answer.status == 405
+    assert "takes POST" in answer.error["message"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_what_a_browsers_form_can_send_is_a_415(kind: str) -> None:
+    script = Script(content=WHOLE)
+    answer = ask(gate_around(script), CHAT, HELLO, headers={"content-type": kind})
+    assert answer.status == 415
+    assert script.asked == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"messages": NaN}',
+        b"\xff",
+        b'{"messages": ' + b"[" * 100_0 + b"]" * 100_0 + b"}",
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_what_is_no_clean_json_object_is_a_400(raw: bytes) -> None:
+    answer = ask(gate_around(Script(content=WHOLE)), CHAT, raw=raw)
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+
+
+def test_a_surrogate_pair_is_a_character() -> None:
+    raw = b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}]}'
+    assert ask(gate_around(Script(content=WHOLE)), CHAT, raw=raw).status == 200
+
+
+def test_a_body_over_the_limit_is_a_413() -> None:
+    gate = gate_around(Script(content=WHOLE), max_body_bytes=100)
+    assert ask(gate, CHAT, HELLO | {"user": "x" * 100}).status == 413
+
+
+# The model's name.
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_the_model_has_its_names(name: str) -> None:
+    assert ask(gate_around(Script(content=WHOLE)), CHAT, HELLO | {"model": name}).status == 200
+
+
+@pytest.mark.parametrize("name", ["Tiny", "../tiny", "", "gpt-5"])
+def test_any_other_model_is_a_404(name: str) -> None:
+    answer = ask(gate_around(Script(content=WHOLE)), CHAT, HELLO | {"model": name})
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+def test_the_models_are_listed() -> None:
+    answer = ask(gate_around(Script()), "/v1/models", method="GET")
+    assert [model["id"] for model in answer.json["data"]] == ["tiny", "small"]
+    assert answer.json["data"][0]["max_model_len"] == ABLE.model.context_tokens
+
+
+def test_one_model_is_described() -> None:
+    gate = gate_around(Script())
+    assert ask(gate, "/v1/models/small", method="GET").json["id"] == "small"
+    assert ask(gate, "/v1/models/big", method="GET").status == 404
+
+
+# Request ids.
+
+
+def test_a_request_id_is_made() -> None:
+    answers = [ask(gate_around(Script(content=WHOLE)), CHAT, HELLO) for _ in range(2)]
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == 2
+    assert all(len(one) == 32 for one in ids)
+
+
+def test_the_clients_request_id_comes_back_also_with_an_error() -> None:
+    headers = {"x-request-id": "mine-1"}
+    for path in (CHAT, "/v1/nowhere"):
+        answer = ask(gate_around(Script(content=WHOLE)), path, HELLO, headers=headers)
+        assert answer.headers["x-request-id"] == "mine-1"
+
+
+@pytest.mark.parametrize("given", ["a b", "x" * 129, "a\tb", "ä"])
+def test_a_request_id_that_is_not_fit_for_a_log_is_replaced(given: str) -> None:
+    headers = {"x-request-id": given}
+    answer = ask(gate_around(Script(content=WHOLE)), CHAT, HELLO, headers=headers)
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+def test_two_clients_with_one_id_are_two_requests_for_the_engine() -> None:
+    script = Script(content=WHOLE)
+    for _ in range(2):
+        ask(gate_around(script), CHAT, HELLO, headers={"x-request-id": "same"})
+    ids = {dict(scope["headers"])[b"x-request-id"] for scope in script.scopes}
+    assert len(ids) == 2
+
+
+# Errors.
+
+VLLMS = {"error": {"message": "no", "type": "BadRequestError", "param": "n", "code": 400}}
+LLAMAS = {"error": {"code": 400, "message": "no", "type": "exceed_context_size_error"}}
+
+
+@pytest.mark.parametrize("content", [VLLMS, LLAMAS])
+def test_the_engines_errors_get_our_shape(content: dict[str, Any]) -> None:
+    answer = ask(gate_around(Script(400, content)), CHAT, HELLO)
+    assert answer.status == 400
+    assert answer.error["message"] == "no"
+    assert answer.error["type"] == "invalid_request_error"
+    assert set(answer.error) == {"message", "type", "param", "code"}
+    assert answer.error["code"] is None
+
+
+@pytest.mark.parametrize("status", [422, 501])
+def test_what_the_engine_will_not_do_is_a_400(status: int) -> None:
+    content = {"error": {"message": "no", "code": status}}
+    assert ask(gate_around(Script(status, content)), CHAT, HELLO).status == 400
+
+
+def test_the_text_of_an_engines_failure_stays_here() -> None:
+    content = {"error": {"message": "/secret/path", "code": 500}}
+    answer = ask(gate_around(Script(500, content)), CHAT, HELLO)
+    assert (answer.status, answer.error["type"]) == (500, "engine_error")
+    assert b"secret" not in answer.body
+
+
+def test_an_exception_of_the_application_is_a_500_that_tells_nothing() -> None:
+    answer = ask(gate_around(Script(raises=ValueError("/secret/path"))), CHAT, HELLO)
+    assert answer.status == 500
+    assert b"secret" not in answer.body
+
+
+# Streams.
+
+
+def test_a_stream_is_passed_on_event_by_event() -> None:
+    script = Script(events=[TOKEN, TOKEN, LAST, DONE])
+    answer = ask(gate_around(script), CHAT, HELLO | {"stream": True})
+    assert answer.parts == [TOKEN, TOKEN, DONE, b""]
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.is_complete
+
+
+def test_a_streams_usage_is_for_who_asked_for_it() -> None:
+    script = Script(events=[TOKEN, LAST, DONE])
+    asked = HELLO | {"stream": True, "stream_options": {"include_usage": True}}
+    assert ask(gate_around(script), CHAT, asked).body == TOKEN + LAST + DONE
+
+
+def test_the_engine_is_always_asked_for_a_streams_usage() -> None:
+    script = Script(events=[TOKEN, LAST, DONE])
+    ask(gate_around(script), CHAT, HELLO | {"stream": True})
+    assert script.asked[0]["stream_options"] == {"include_usage": True}
+
+
+def test_a_stream_that_breaks_ends_with_an_error_and_without_done() -> None:
+    broken = event(error={"message": "/secret/path", "code": 500})
+    script = Script(events=[TOKEN, broken, DONE])
+    answer = ask(gate_around(script), CHAT, HELLO | {"stream": True})
+    events = answer.body.split(b"\n\n")
+    assert events[0] + b"\n\n" == TOKEN
+    assert json.loads(events[1].removeprefix(b"data: "))["error"]["type"] == "engine_error"
+    assert events[2:] == [b""]
+    assert answer.is_complete
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_a_stream_whose_application_raises_ends_with_an_error(is_dead: bool) -> None:
+    script = Script(events=[TOKEN], raises=RuntimeError("/secret"))
+    gate = gate_around(script, is_dead=lambda: is_dead)
+    answer = ask(gate, CHAT, HELLO | {"stream": True})
+    assert b'"error"' in answer.body
+    assert b"DONE" not in answer.body
+    assert b"secret" not in answer.body
+    assert answer.is_complete
+
+
+# Counting.
+
+
+@pytest.mark.parametrize(
+    "script", [Script(content=WHOLE), Script(events=[TOKEN, LAST, DONE])], ids=["whole", "stream"]
+)
+def test_tokens_and_requests_are_counted(script: Script) -> None:
+    totals = PoolTotals(1)[0]
+    gate = gate_around(script, totals=totals)
+    ask(gate, CHAT, HELLO | {"stream": bool(script.events)})
+    assert (totals.prompt_tokens, totals.generated_tokens) == (5, 7)
+    assert totals.requests() == {(CHAT, 200): 1}
+
+
+def test_refused_requests_are_counted_as_what_they_were_answered() -> None:
+    totals = PoolTotals(1)[0]
+    gate = gate_around(Script(content=WHOLE), totals=totals)
+    ask(gate, CHAT, {})
+    ask(gate, "/v1/nowhere", {})
+    assert totals.requests() == {(CHAT, 400): 1, ("/v1/other", 404): 1}
+    assert totals.generated_tokens == 0
+
+
+def test_a_request_holds_a_slot_for_each_of_its_sequences() -> None:
+    slots = Slots(Row())
+    slots.take()
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(slots.count)
+        await Script(content=WHOLE)(scope, receive, send)
+
+    ask(gate_around(app), COMPLETIONS, {"prompt": ["a", "b", "c"], "n": 2}, call=Call(slots))
+    assert seen == [6]
+
+
+# An engine that dies.
+
+
+def moving_call() -> Call:
+    """As of a worker of a pool, where others can answer."""
+    return Call(None, lambda: Message("fanout", 0))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [Script(500, {"error": {"message": "dead"}}), Script(raises=RuntimeError("dead"))],
+    ids=["answers 500", "raises"],
+)
+def test_what_a_dead_engine_did_not_answer_is_answered_elsewhere(script: Script) -> None:
+    totals, call = PoolTotals(1)[0], moving_call()
+    with pytest.raises(Moved):
+        ask(gate_around(script, totals=totals, is_dead=lambda: True), CHAT, HELLO, call=call)
+    assert call.is_moved
+    assert totals.requests() == {}
+
+
+def test_without_another_worker_a_dead_engine_is_a_503() -> None:
+    gate = gate_around(Script(500, {"error": {}}), is_dead=lambda: True)
+    answer = ask(gate, CHAT, HELLO)
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) > 0
