@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 
-from flask import Flask, Response, current_app, json, request
+from flask import Flask, Response, current_app, g, json, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as NoRoute
 
-from gpupool.api import health, infer, metrics, pool
+from gpupool import request_id
+from gpupool.api import cors, health, infer, metrics, openapi, pool
 from gpupool.api.clock import whole_at
 from gpupool.api.keys import has_key
 from gpupool.call import current_call
@@ -32,16 +33,46 @@ def create_app(boot: Boot) -> Flask:
     app.register_blueprint(health.blueprint)
     app.register_blueprint(infer.blueprint)
     app.register_blueprint(metrics.blueprint)
+    app.register_blueprint(openapi.blueprint)
     app.register_blueprint(pool.blueprint)
+    app.before_request(_answer_preflight)
     app.before_request(_begin)
     app.before_request(_require_key)
+    app.after_request(_mark)
     app.after_request(_count)
     app.register_error_handler(Exception, _answer_error)
     return app
 
 
+def _answer_preflight() -> Response | None:
+    """A browser asks without a key whether a page may send a request with one."""
+    if request.method != "OPTIONS":
+        return None
+    asked = request.headers.get("Access-Control-Request-Headers", "")
+    headers = cors.preflight(
+        request.headers.get("Origin", ""), asked, _replica().settings.cors_origin
+    )
+    return Response(status=204, headers=headers) if headers is not None else Response(status=403)
+
+
+def _replica() -> Replica:
+    replica: Replica = current_app.extensions["gpupool"]
+    return replica
+
+
 def _begin() -> None:
     whole_at()
+    g.request_id = request_id.accept(request.headers.get(request_id.HEADER, ""))
+
+
+def _mark(response: Response) -> Response:
+    """What every answer has."""
+    if "request_id" in g:
+        response.headers[request_id.HEADER] = g.request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    origin = request.headers.get("Origin", "")
+    response.headers.extend(cors.allowing(origin, _replica().settings.cors_origin))
+    return response
 
 
 def _require_key() -> None:
@@ -70,7 +101,13 @@ def _answer_error(error: Exception) -> Response:
         error = _from_werkzeug(error)
     status, headers, body = render_error(error)
     if not isinstance(error, RequestError):
-        log.error("unexpected error on %s %s", request.method, request.path, exc_info=error)
+        log.error(
+            "unexpected error on %s %s request=%s",
+            request.method,
+            request.path,
+            g.get("request_id"),
+            exc_info=error,
+        )
     response = Response(json.dumps(body), status, mimetype="application/json")
     response.headers.extend(headers)
     return response

@@ -47,8 +47,16 @@ class Front:
             model_names=settings.served_model_name or (settings.model_name,),
             media_by_url=speaks.media_by_url,
         )
+        self.able = able
         self._behind = Behind(lambda path, body: speaks.app, able, engine.is_lost)
-        self.gate = Gate(self._behind, keys, totals, fanout, max_body_bytes=settings.max_body_bytes)
+        self.gate = Gate(
+            self._behind,
+            keys,
+            totals,
+            fanout,
+            max_body_bytes=settings.max_body_bytes,
+            cors_origins=settings.cors_origin,
+        )
 
     def answer(
         self, cfg: Any, conn: Connection, access_log: Callable[..., None], *, close_after: bool

@@ -16,7 +16,9 @@ EXAMPLE = (
 def greet(settings: Settings) -> None:
     """Say where the pool is, and a line that works."""
     url = f"http://{settings.host}:{settings.port}"
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_key else ""
+    key = (
+        " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_key or settings.api_key_file else ""
+    )
     log.info("Running on %s", url)
     log.info(
         "try: curl -s %s/infer -H 'Content-Type: application/json'%s -d '%s'",

@@ -3,26 +3,89 @@
 from __future__ import annotations
 
 import hmac
+import logging
+import re
 from collections.abc import Iterable
 from hashlib import sha256
+from pathlib import Path
+
+from gpupool.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+HASHED = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class KeyRing:
-    """The keys of one pool; without any, everybody may ask."""
+    """The keys of one pool; without any, everybody may ask.
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [sha256(key.encode()).digest() for key in keys]
+    Those of the file are read again whenever it changes, so that a key is given or taken away
+    without a restart. A file that cannot be read any more changes nothing: the log says so.
+    """
 
-    def fits(self, authorization: str) -> bool:
-        """Whether an Authorization header holds one of the keys."""
+    def __init__(self, keys: Iterable[str], file: Path | None = None) -> None:
+        self._fixed = [sha256(key.encode()).digest() for key in keys]
+        self._file = file
+        self._seen = _stamp(file)
+        self._digests = self._fixed + (read_key_file(file) if file is not None else [])
+
+    def fits(self, authorization: str, x_api_key: str = "") -> bool:
+        """Whether one of the headers Authorization and X-Api-Key holds one of the keys."""
+        if self._file is not None and _stamp(self._file) != self._seen:
+            self._read_again(self._file)
         if not self._digests:
             return True
         scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            given = x_api_key
         digest = sha256(given.strip().encode("utf-8", "replace")).digest()
         # Every key is compared, so that the time tells nothing about any.
         matches = [hmac.compare_digest(digest, other) for other in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        return any(matches)
 
     def fit(self, headers: Iterable[tuple[str, str]]) -> bool:
         """The same for the headers of a request that gunicorn parsed (names in upper case)."""
-        return self.fits(next((v for name, v in headers if name == "AUTHORIZATION"), ""))
+        given = {"AUTHORIZATION": "", "X-API-KEY": ""}
+        for name, value in headers:
+            if name in given:
+                given[name] = value
+        return self.fits(given["AUTHORIZATION"], given["X-API-KEY"])
+
+    def _read_again(self, file: Path) -> None:
+        self._seen = _stamp(file)
+        try:
+            self._digests = self._fixed + read_key_file(file)
+        except ConfigError as error:
+            log.error("the API keys stay as they were: %s", error)
+        else:
+            log.info("the API keys were read again num_keys=%d", len(self._digests))
+
+
+def read_key_file(path: Path) -> list[bytes]:
+    """Digests of the keys in a file: one a line, plain or as sha256:HEX; lines that begin with #
+    are for people. ConfigError for a file without any: it would open the pool to everybody."""
+    try:
+        lines = path.read_text("ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not ASCII text"
+        raise ConfigError(f"--api_key_file {str(path)!r} cannot be read: {reason}") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"--api_key_file {str(path)!r} has no key; write one on a line")
+    return [_digest(key) for key in keys]
+
+
+def _digest(key: str) -> bytes:
+    hashed = HASHED.fullmatch(key)
+    return bytes.fromhex(hashed[1]) if hashed else sha256(key.encode()).digest()
+
+
+def _stamp(path: Path | None) -> tuple[int, ...] | None:
+    """Changes when the file does."""
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -61,7 +61,7 @@ class Replica:
         """Who may ask; made once for the settings in force."""
         keys = self._keys
         if keys is None:
-            keys = self._keys = KeyRing(self.settings.api_key)
+            keys = self._keys = KeyRing(self.settings.api_key, self.settings.api_key_file)
         return keys
 
     def adopt(self, settings: Settings) -> None:

@@ -18,8 +18,7 @@ from typing import Any
 
 from gpupool.admission import Admission
 from gpupool.answering import AnsweringWorker
-from gpupool.api import CONTROL_PATHS, waits_for_model
-from gpupool.api.openai.routes import is_models
+from gpupool.api import CONTROL_PATHS, tells_of_model, waits_for_model
 from gpupool.connection import Connection
 from gpupool.disconnect import HangupWatcher
 from gpupool.fanout import Fanout
@@ -151,11 +150,11 @@ class ServingWorker(AnsweringWorker):
         request = conn.parser.request
         if request is None or request.path in CONTROL_PATHS:
             self._answer_at_once(conn)
-        elif not self.keys.fit(request.headers):
+        elif request.method == "OPTIONS" or not self.keys.fit(request.headers):
             self.answer_by_flask(conn)
         elif waits_for_model(request.method, request.path):
             self.admission.admit(conn)
-        elif not is_models(request.path) or not self.admission.leave_to_ready(conn):
+        elif not tells_of_model(request.path) or not self.admission.leave_to_ready(conn):
             self.answer(conn)
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:

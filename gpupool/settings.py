@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from gpupool.errors import ConfigError
+from gpupool.keys import read_key_file
 from gpupool.nearest import nearest_hint
 
 ENGINE_NAMES = ("vllm", "transformers", "llama_cpp")
@@ -87,11 +88,23 @@ class Settings(BaseSettings):
         description="key that clients must send (Authorization: Bearer KEY); repeatable; no commas",
         json_schema_extra={"metavar": "KEY", "repeatable": True},
     )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="file with a key on each line, plain or as sha256:HEX; it is read again when "
+        "it changes",
+        json_schema_extra={"metavar": "FILE"},
+    )
     served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="name of the model in the OpenAI API; repeatable, the first is the one that "
         "answers say; default: --model_name; no commas",
         json_schema_extra={"metavar": "NAME", "repeatable": True},
+    )
+    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="origin of a web page that may ask from a browser, as https://host:port; * is "
+        "any; repeatable; default: none",
+        json_schema_extra={"metavar": "ORIGIN", "repeatable": True},
     )
     config: Path | None = Field(
         default=None,
@@ -195,15 +208,25 @@ class Settings(BaseSettings):
             raise ValueError("a key must be printable ASCII, not empty, without commas")
         return keys
 
-    @field_validator("served_model_name", mode="before")
+    @field_validator("api_key_file")
     @classmethod
-    def _split_model_names(cls, value: Any) -> Any:
-        names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list | tuple) or not all(
-            isinstance(name, str) and name.strip() for name in names
+    def _has_keys(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                read_key_file(value)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("served_model_name", "cors_origin", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(
+            isinstance(item, str) and item.strip() for item in items
         ):
-            raise ValueError("a name must be a string that is not empty, or a list of them")
-        return tuple(name.strip() for name in names)
+            raise ValueError("send a string that is not empty, or a list of them")
+        return tuple(item.strip() for item in items)
 
     @field_validator("cuda_visible_devices")
     @classmethod

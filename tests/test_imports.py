@@ -15,18 +15,32 @@ ENTRY_POINTS = {"gunicorn_conf", "vllm_url_m", "transformers_url_m", "llama_cpp_
 ENTRY_POINTS |= {"plugin_url_m"}
 
 ENGINE_FREE = {"gpupool.engines", "gpupool.engines.base"}
+VALUES = {
+    "gpupool.capabilities",
+    "gpupool.engines.base",
+    "gpupool.errors",
+    "gpupool.nearest",
+}
+CHECKS = VALUES | {
+    "gpupool.api.values",
+    "gpupool.api.openai.routes",
+    "gpupool.api.openai.content",
+    "gpupool.api.openai.grammars",
+}
 PURE: dict[str, set[str]] = {
     "gpupool.backoff": set(),
     "gpupool.balancer": set(),
     "gpupool.watchdog": {"gpupool.procfs"},
     "gpupool.roll": set(),
     "gpupool.partition": {"gpupool.gpus"},
-    "gpupool.api.params": {
-        "gpupool.capabilities",
-        "gpupool.engines.base",
-        "gpupool.errors",
-        "gpupool.nearest",
-    },
+    "gpupool.api.values": VALUES,
+    "gpupool.api.params": VALUES | {"gpupool.api.values"},
+    "gpupool.api.openai.routes": set(),
+    "gpupool.api.openai.content": VALUES | {"gpupool.api.values"},
+    "gpupool.api.openai.grammars": VALUES | {"gpupool.api.values"},
+    "gpupool.api.openai.checks": CHECKS,
+    "gpupool.api.openai.models": CHECKS | {"gpupool.api.openai.checks"},
+    "gpupool.api.openai.spread": CHECKS | {"gpupool.api.openai.checks"},
 }
 MASTER = {"gunicorn_conf", "dispatcher", "gpupool.hooks", "gpupool.master", "gpupool.worker"}
 MASTER |= {"gpupool.preflight", "gpupool.gpu_guard", "gpupool.gpu_watch", "gpupool.notify"}

@@ -10,4 +10,5 @@ from gpupool.replica import Replica
 def has_key() -> bool:
     """True also where the pool has no keys."""
     replica: Replica = current_app.extensions["gpupool"]
-    return replica.keys.fits(request.headers.get("Authorization", ""))
+    headers = request.headers
+    return replica.keys.fits(headers.get("Authorization", ""), headers.get("X-Api-Key", ""))

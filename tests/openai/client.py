@@ -124,10 +124,17 @@ def gate_around(
     totals: Totals | None = None,
     is_dead: Callable[[], bool] = lambda: False,
     max_body_bytes: int = 100_000,
+    cors_origins: Sequence[str] = (),
 ) -> Gate:
     behind = Behind(lambda path, body: app, able, is_dead)
     totals = totals or PoolTotals(1)[0]
-    return Gate(behind, KeyRing(keys), totals, max_body_bytes=max_body_bytes)
+    return Gate(
+        behind,
+        KeyRing(keys),
+        totals,
+        max_body_bytes=max_body_bytes,
+        cors_origins=cors_origins,
+    )
 
 
 def ask(

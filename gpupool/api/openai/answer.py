@@ -15,10 +15,12 @@ from typing import Any
 from gpupool.clock import SequenceClock
 from gpupool.errors import EngineError, RequestError, render_error
 from gpupool.exchange import Message, Send
+from gpupool.request_id import HEADER
 
 log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]"
+OWN_HEADERS = (("X-Content-Type-Options", "nosniff"),)
 JSON = [(b"content-type", b"application/json")]
 ERROR_EVENTS = (b'data: {"error"', b"event: error", b"event: response.failed")
 TYPES = {
@@ -54,6 +56,8 @@ class Answer:
         self._is_stream = False
         self._is_broken = False
         self.status = 0
+        self.headers: dict[str, str] = {}
+        """More of them, for every answer."""
         self.has_begun = False
         """Whether anything has gone to the client."""
         self.is_complete = False
@@ -177,7 +181,10 @@ class Answer:
             for name, value in self._start.get("headers", ())
             if name.lower() not in (b"content-length", b"x-request-id", b"server")
         ]
-        headers.append((b"x-request-id", self.request_id.encode("latin-1")))
+        headers += [
+            (name.lower().encode(), value.encode("latin-1"))
+            for name, value in (*self.headers.items(), *OWN_HEADERS, (HEADER, self.request_id))
+        ]
         if length is not None:
             headers.append((b"content-length", str(length).encode()))
         await self._send({**self._start, "headers": headers})

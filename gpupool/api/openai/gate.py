@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from gpupool.api import cors
 from gpupool.api.json_body import read_object, refuse_half_pairs
 from gpupool.api.openai.answer import Answer
 from gpupool.api.openai.checks import Ask, Body, check
@@ -38,12 +37,13 @@ from gpupool.errors import (
 from gpupool.exchange import Message, Receive, Send
 from gpupool.fanout import Fanout
 from gpupool.keys import KeyRing
+from gpupool.request_id import accept
 from gpupool.totals import Totals
 
 log = logging.getLogger(__name__)
 
+KEY_HEADERS = (b"authorization", b"x-api-key")
 MAX_COORDINATORS = 256  # threads, each made when it is needed first
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Gate:
@@ -57,6 +57,7 @@ class Gate:
         fanout: Fanout | None = None,
         *,
         max_body_bytes: int,
+        cors_origins: Collection[str] = (),
     ) -> None:
         self._behind = behind
         self._keys = keys
@@ -64,6 +65,7 @@ class Gate:
         self._fanout = fanout
         self._coordinators = ThreadPoolExecutor(MAX_COORDINATORS, "coordinator")
         self._max_body_bytes = max_body_bytes
+        self._cors_origins = cors_origins
         self._since = int(time.time())
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -71,9 +73,12 @@ class Gate:
         call = current_call()
         began = call.history.since or time.monotonic()
         headers = dict(scope["headers"])
-        request_id = _request_id(headers)
+        given_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = accept(given_id)
         clock = RequestClock(self._totals, began)
         answer = Answer(send, request_id, is_dead=self._behind.is_dead)
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        answer.headers = cors.allowing(origin, self._cors_origins)
         try:
             await self._answer(scope, headers, receive, answer, clock, call)
         except Moved:
@@ -94,7 +99,8 @@ class Gate:
         clock: RequestClock,
         call: Call,
     ) -> None:
-        if not self._keys.fits(headers.get(b"authorization", b"").decode("latin-1")):
+        given = [headers.get(name, b"").decode("latin-1") for name in KEY_HEADERS]
+        if not self._keys.fits(*given):
             raise Unauthorized(
                 "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
                 code="invalid_api_key",
@@ -174,12 +180,6 @@ class Gate:
         self._totals.tokens(prompt=answer.prompt_tokens, generated=answer.generated_tokens)
         if answer.status == 200:
             self._totals.observe("request_duration_seconds", time.monotonic() - began)
-
-
-def _request_id(headers: dict[bytes, bytes]) -> str:
-    """The client's own if it is fit for a log, else a new one."""
-    given = headers.get(b"x-request-id", b"")
-    return given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _require_method(scope: Message, method: str) -> None:
