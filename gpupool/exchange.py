@@ -31,7 +31,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
 
 SEND_TIMEOUT_S = 60.0
-LEAVE_S = 1.0  # for an application to end after it was told that its client is gone
+LEAVE_S = 0.2  # for an application to end after it was told that its client is gone
+LAST_WORDS_S = 1.0  # for one whose engine died, to say so
 SPEC = {"version": "3.0", "spec_version": "2.3"}
 """2.3: Starlette watches for the client's end itself. From 2.4 on it waits for a failing send,
 which comes with the next token, if one comes."""
@@ -59,6 +60,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         work = loop.create_task(app(self._scope(), self._receive, self._send))
         gone = loop.create_task(self._gone.wait())
+        patience_s = LEAVE_S
         with self._conn.call.watching(lambda: loop.call_soon_threadsafe(self._gone.set)):
             try:
                 await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -66,7 +68,8 @@ class Exchange:
                 # The engine died. Whoever ends all tasks of the loop has cancelled this one too.
                 if not work.cancelling():
                     work.cancel()
-            await asyncio.wait((work,), timeout=LEAVE_S)
+                patience_s = LAST_WORDS_S
+            await asyncio.wait((work,), timeout=patience_s)
             gone.cancel()
             if not work.done():
                 work.cancel()

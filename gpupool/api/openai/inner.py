@@ -69,10 +69,10 @@ async def run(
         # The client has left, or the event loop ends under an engine that died.
         if not behind.is_dead():
             raise
-    except Exception:
+    except Exception as error:
         if not behind.is_dead():
             raise
-        log.exception("the engine died under request=%s", request_id)
+        log.warning("the engine died under request=%s: %s", request_id, error)
 
 
 async def run_part(behind: Behind, job: OpenAIJob) -> Answered | Failed:
