@@ -90,7 +90,7 @@ def test_sizes_that_do_not_fill_the_slice_are_refused(
         ("--headless", "within its slice"),
         ("--data-parallel-backend ray", "within its slice"),
         ("--distributed-executor-backend ray", "within its slice"),
-        ("--runner pooling", "text generation"),
+        ("--runner draft", "generated or embedded"),
         ("--logprobs-mode processed_logprobs", "before temperature"),
     ],
 )

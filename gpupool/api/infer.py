@@ -57,6 +57,11 @@ def infer() -> Response:
     if not isinstance(detail, bool):
         raise BadRequest("detail must be true or false", param="detail")
     engine = _ready_engine()
+    if not engine.model.generates:
+        raise BadRequest(
+            "this model generates no text; ask /v1/embeddings or the other routes in /openapi.json",
+            code="unsupported",
+        )
     ask = parse_params(params or {}, engine.default_params, engine.capabilities, engine.model)
     if len(texts) * ask.best_of > MAX_SEQUENCES:
         raise BadRequest(

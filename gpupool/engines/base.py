@@ -124,6 +124,7 @@ class ModelInfo:
     vocab_size: int
     slots: int  # sequences that run in one batch; more wait inside the engine
     dtype: str = "auto"
+    generates: bool = True  # False: it only embeds, ranks or classifies
 
 
 class Engine(Protocol):

@@ -127,7 +127,8 @@ class VllmEngine:
         try:
             await self._start(report)
             report("warming up", None)
-            await self._calls.warm_up(self.tokenize("a")[-1], self._scored_tokens())
+            if self.model.generates:
+                await self._calls.warm_up(self.tokenize("a")[-1], self._scored_tokens())
             self._openai_app = await mount(self.client, self.args)
             self._family.remember()
             self._settle(None)
@@ -145,7 +146,7 @@ class VllmEngine:
         self._ledger.check()
         self.client = await start_client(self.args, config, self._note_progress)
         self._tokenizer = copy.deepcopy(self.client.get_tokenizer())
-        self.model = describe(self.client, self._settings.model_name)
+        self.model = await describe(self.client, self._settings.model_name)
         self._calls = Calls(self.client, self.model)
 
     def _scored_tokens(self) -> int:

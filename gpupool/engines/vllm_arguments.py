@@ -28,7 +28,7 @@ SIZES = {
 SERVED = "the pool is the server; it has no such option for its port"
 LOGGED = "use --log_level for the pool's log; vLLM serves no port of its own"
 ONE_MACHINE = "a worker's engine stays within its slice of this machine"
-ALL_ROUTES = "text generation with a tokenizer is what the pool serves"
+ALL_ROUTES = "text that is generated or embedded, with a tokenizer, is what the pool serves"
 
 OURS = {
     "model_tag": "use --model_name",
@@ -72,8 +72,7 @@ OURS = {
 LIMITED: dict[str, tuple[tuple[str, ...], str]] = {
     "distributed_executor_backend": (("mp", "uni"), ONE_MACHINE),
     "data_parallel_backend": (("mp",), ONE_MACHINE),
-    "runner": (("auto", "generate"), ALL_ROUTES),
-    "convert": (("auto", "none"), ALL_ROUTES),
+    "runner": (("auto", "generate", "pooling"), ALL_ROUTES),
     "logprobs_mode": (("raw_logprobs",), "log-probabilities here are those before temperature"),
 }
 """Arguments of which only these values work in a pool, and why."""

@@ -44,7 +44,7 @@ async def start_client(args: Namespace, config: Any, on_step: Callable[[], None]
     return client
 
 
-def describe(client: Any, name: str) -> ModelInfo:
+async def describe(client: Any, name: str) -> ModelInfo:
     """The model as vLLM serves it, after it has fitted lengths to the memory there is."""
     config = client.vllm_config
     replicas = config.parallel_config.data_parallel_size
@@ -54,6 +54,7 @@ def describe(client: Any, name: str) -> ModelInfo:
         vocab_size=config.model_config.get_vocab_size(),
         slots=config.scheduler_config.max_num_seqs * replicas,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
+        generates="generate" in await client.get_supported_tasks(),
     )
 
 
