@@ -11,12 +11,12 @@ from typing import Literal
 
 from gpupool.call import Call
 from gpupool.clock import RequestClock
-from gpupool.engines.base import Chunk, Engine, Event, Failed, Finished, SamplingParams, Scored
+from gpupool.engines.base import Chunk, Engine, Event, Failed, LastEvent, SamplingParams
 from gpupool.errors import Cancelled, EngineError
 
 log = logging.getLogger(__name__)
 
-Outcome = Finished | Scored | Failed
+Outcome = LastEvent
 
 
 @dataclass(frozen=True, slots=True)
