@@ -205,6 +205,11 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
             self._front = Front(engine, self.settings, self.keys, self.totals)
         return self._front
 
+    def close_front(self) -> None:
+        """The OpenAI API ends with its engine."""
+        if self._front is not None:
+            self._front.close()
+
     def refuse(self, conn: Connection, error: RequestError) -> None:
         """Answer with an error, past those who wait for a handler thread."""
         error.route = conn.parser.request.path
