@@ -12,6 +12,7 @@ from transformers import GenerationConfig  # noqa: TID253
 from gpupool.engines import scoring
 from gpupool.engines.base import Failed, Scored
 from gpupool.errors import Cancelled, EngineError
+from tests.engines_real.best_tokens import check_best_tokens
 from tests.engines_real.transformers_engine import Client, completion_of, loaded_engine
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
@@ -201,3 +202,7 @@ def test_score_that_fails_harms_no_other(client: Client) -> None:
     assert isinstance(ends[1], Failed)
     assert isinstance(ends[1].error, EngineError)
     assert client.engine.dead_reason is None
+
+
+def test_best_tokens_of_a_prompt_are_those_of_a_forward_pass(client: Client) -> None:
+    check_best_tokens(client.engine)
