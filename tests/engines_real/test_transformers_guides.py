@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch  # noqa: TID253 (no test here runs without it)
 
-from gpupool.engines.base import Completion, Embedded, Failed, Grammar
+from gpupool.engines.base import Completion, Embedded, Failed, Grammar, Scored
 from gpupool.engines.guides import GuideMaker
 from gpupool.engines.outlet import Outlet
 from gpupool.errors import BadRequest, Cancelled, EngineDead
@@ -148,6 +148,16 @@ def test_vectors_computed_together_are_what_they_are_alone(client: Client) -> No
         end = answer.last()
         assert isinstance(end, Embedded)
         assert end.vector == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_and_vectors_that_wait_together_are_told_apart(client: Client) -> None:
+    engine, tokens = client.engine, client.tokens(PROMPT)
+    scores, vectors = [], []
+    for _ in range(3):
+        scores.append(client.ask(lambda name, sink: engine.score(name, tokens, sink)))
+        vectors.append(client.ask(lambda name, sink: engine.embed(name, tokens, sink)))
+    assert {type(answer.last()) for answer in scores} == {Scored}
+    assert {type(answer.last()) for answer in vectors} == {Embedded}
 
 
 # Texts.
