@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpupool.engines.base import Failed, Grammar
 from gpupool.engines.outlet import Outlet
-from gpupool.errors import BadRequest, Cancelled, EngineDead, RequestError
+from gpupool.errors import BadRequest, Cancelled, EngineDead, EngineError, RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +46,10 @@ class Guide:
         self._matcher.fill_next_token_bitmask(self._mask)
         xgrammar.apply_token_bitmask_inplace(row[None], self._mask.to(row.device))
 
-    def take(self, token: int) -> None:
-        """The token that was chosen."""
-        self._matcher.accept_token(token)
+    def take(self, token: int) -> bool:
+        """The token that was chosen; whether it fits. Behind the end everything does: a step may
+        be under way when a sequence ends."""
+        return bool(self._matcher.is_terminated() or self._matcher.accept_token(token))
 
 
 Begin = Callable[[Guide], None]
@@ -106,17 +107,27 @@ class GuideMaker:
     def _work(self) -> None:
         while (asked := self._asked.get()) is not None:
             outlet, grammar, begin = asked
-            try:
-                if not outlet.is_over:
-                    begin(Guide(self._compile(grammar), self._vocab_size))
-            except RequestError as error:
-                outlet.end(Failed(error))
-            except Exception as error:
-                # The library says what it does not like of a grammar by exceptions of any kind.
-                log.info("a grammar cannot be compiled error=%r", error)
-                outlet.end(Failed(_refusal(grammar, error)))
+            if not outlet.is_over:
+                self._serve(outlet, grammar, begin)
             with self._lock:
                 self._outlets.pop(outlet.request_id, None)
+
+    def _serve(self, outlet: Outlet, grammar: Grammar, begin: Begin) -> None:
+        try:
+            guide = Guide(self._compile(grammar), self._vocab_size)
+        except RequestError as error:
+            outlet.end(Failed(error))
+            return
+        except Exception as error:
+            # The library says what it does not like of a grammar by exceptions of any kind.
+            log.info("a grammar cannot be compiled error=%r", error)
+            outlet.end(Failed(_refusal(grammar, error)))
+            return
+        try:
+            begin(guide)
+        except Exception:
+            log.exception("a guided request could not begin request=%s", outlet.request_id)
+            outlet.end(Failed(EngineError("the engine failed on this request")))
 
     def _compile(self, grammar: Grammar) -> Any:
         if self._compiler is None:

@@ -101,8 +101,8 @@ class Draw:
     def add(self, token: int) -> None:
         """Remember the chosen token."""
         self._num_tokens += 1
-        if self._guide is not None:
-            self._guide.take(token)
+        if self._guide is not None and not self._guide.take(token):
+            self.error = EngineError("no token of the model fits the grammar here")
         if self._seen is not None:
             self._seen[token] = True
         if self._counts is not None:

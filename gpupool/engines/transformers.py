@@ -234,12 +234,13 @@ class TransformersEngine:
 
     def cancel(self, request_id: str) -> None:
         """See Engine.cancel."""
+        # The guides first: what they have let go is in the batch.
+        if self._guides is not None:
+            self._guides.cancel(request_id)
         if self._batch is not None:
             self._batch.cancel(request_id)
         if self._beside is not None:
             self._beside.cancel(request_id)
-        if self._guides is not None:
-            self._guides.cancel(request_id)
 
     # Life.
 
