@@ -26,7 +26,8 @@ class ModelText:
         self.token_text = lru_cache(maxsize=1 << 16)(self._decode_one)
         self.token_bytes = lru_cache(maxsize=1 << 16)(self._bytes_of)
         self._special = frozenset(tokenizer.all_special_ids)
-        self._is_byte_level = "ByteLevel" in str(getattr(tokenizer, "backend_tokenizer", ""))
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._is_byte_level = "ByteLevel" in repr(getattr(backend, "decoder", None))
         # The first call settles truncation and padding; later ones then change nothing and so
         # may run on many threads.
         self.tokenize("settle")

@@ -166,6 +166,10 @@ def test_earlier_calls_reach_the_template_as_objects() -> None:
         ({"tools": TOOLS, "tool_choice": {"function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         (
+            {"tools": [{"function": {"name": "f", "parameters": True}}], "tool_choice": "required"},
+            "tools",
+        ),
+        (
             {
                 "tools": TOOLS,
                 "tool_choice": "required",
@@ -174,7 +178,7 @@ def test_earlier_calls_reach_the_template_as_objects() -> None:
             "response_format",
         ),
     ],
-    ids=["none there", "no such word", "no such tool", "no function", "two formats"],
+    ids=["none there", "no such word", "no such tool", "no function", "no schema", "two formats"],
 )
 def test_tools_that_cannot_be_are_400(api: Api, body: dict[str, Any], param: str) -> None:
     assert api.refused(PATH, messages=says("x"), **body)["param"] == param

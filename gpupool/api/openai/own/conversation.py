@@ -31,7 +31,8 @@ def _text_of(param: str, content: Any) -> str:
         return ""
     if isinstance(content, str):
         return content
-    return "\n".join(_text_of_part(param, part) for part in content)
+    parts = content if isinstance(content, list) else [content]
+    return "\n".join(_text_of_part(param, part) for part in parts)
 
 
 def _text_of_part(param: str, part: Any) -> str:

@@ -78,7 +78,14 @@ def _name_of(choice: Any) -> str | None:
 
 
 def _parameters_of(function: dict[str, Any]) -> dict[str, Any]:
-    return function.get("parameters") or {"type": "object", "properties": {}}
+    given = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(given, dict) or not isinstance(given.get("$defs", {}), dict):
+        raise BadRequest(
+            f"the function {function['name']} has the parameters {show(given)}; send a JSON "
+            "schema of an object",
+            param="tools",
+        )
+    return given
 
 
 def _schema_of_calls(functions: list[dict[str, Any]], *, many: bool) -> dict[str, Any]:
