@@ -156,13 +156,13 @@ async def _stream(query: Query, plan: Plan) -> None:
         async for index, event in events:
             reader, tokens, reason = readers[index], (), None
             if isinstance(event, Chunk):
-                num_generated += len(event.token_ids)
                 deltas, tokens = reader.push(event.text), event.logprobs
                 if tokens and not deltas:
                     deltas = [ChoiceDelta(content="")]
             else:
                 assert isinstance(event, Finished)
                 (completion,) = event.completions
+                num_generated += len(completion.token_ids)
                 deltas = [*reader.finish(), ChoiceDelta()]
                 reason = _reason(plan, reader, completion)
             for number, delta in enumerate(deltas):

@@ -168,12 +168,13 @@ async def _stream(query: Query, choices: list[Choice], works: list[Work]) -> Non
         async for number, event in events:
             choice, reason, piece = running[number], None, Piece("", None)
             if isinstance(event, Chunk):
-                num_generated += len(event.token_ids)
                 piece = choice.describe(event.text, event.logprobs or None)
                 if not piece.text and piece.logprobs is None:
                     continue
             elif isinstance(event, Finished):
-                reason = event.completions[0].finish_reason
+                (completion,) = event.completions
+                reason = completion.finish_reason
+                num_generated += len(completion.token_ids)
             await query.reply.event(_answer(query, [_choice(choice, piece, reason)]))
     if query.wants_usage:
         usage = _usage(choices, query.num_choices, num_generated)
