@@ -102,7 +102,7 @@ class StepEngine:
                 return
         sink(Failed(EngineDead(self._dead)))
 
-    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink, top: int = 0) -> None:
         sink(Failed(EngineError("this engine has no probabilities")))
 
     def beam_search(

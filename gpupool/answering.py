@@ -79,6 +79,11 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
             self.replica.front = Front(engine, self.settings, self.keys, self.totals, self.fanout)
         return self.replica.front
 
+    def close_front(self) -> None:
+        """The OpenAI API ends with its engine."""
+        if self.replica.front is not None:
+            self.replica.front.close()
+
     def refuse(self, conn: Connection, error: RequestError) -> None:
         """Answer with an error, past those who wait for a handler thread."""
         error.route = conn.parser.request.path

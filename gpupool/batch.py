@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gpupool.call import Call
 from gpupool.clock import RequestClock
-from gpupool.engines.base import Chunk, Event, Failed, Finished, SamplingParams, Scored
+from gpupool.engines.base import Chunk, Event, Failed, LastEvent, SamplingParams
 from gpupool.errors import Cancelled, EngineDead, EngineError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Answered:
     content: bytes
 
 
-Outcome = Finished | Scored | Answered | Failed
+Outcome = LastEvent | Answered
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ FEATURES: dict[str, str] = {
     "presence_penalty": "OpenAI presence penalty",
     "frequency_penalty": "OpenAI frequency penalty",
     "logit_bias": "per-token bias",
-    "echo": "the prompt as part of the completion (echo of /v1/completions)",
+    "grammar": "text restricted by a JSON schema, a regular expression or a grammar",
     "skip_special_tokens": "keep special tokens in the text (skip_special_tokens: false)",
 }
 
 ENGINES: dict[str, frozenset[str]] = {
     "vllm": frozenset(FEATURES),
     "transformers": frozenset(FEATURES),
-    "llama_cpp": frozenset(FEATURES) - {"beam_search"},
+    "llama_cpp": frozenset(FEATURES) - {"beam_search", "grammar"},
 }
 
 

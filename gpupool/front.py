@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpupool.api.openai.checks import Able
 from gpupool.api.openai.gate import Gate
@@ -25,9 +25,16 @@ from gpupool.keys import KeyRing
 from gpupool.settings import Settings
 from gpupool.totals import Totals
 
+if TYPE_CHECKING:
+    from gpupool.api.openai.own.app import OwnApp
+
+T = TypeVar("T")
+
+CLOSE_TIMEOUT_S = 2.0
+
 
 class Front:
-    """Made when the engine is loaded. Any thread."""
+    """From the engine's load to its end. Any thread."""
 
     def __init__(
         self,
@@ -37,18 +44,12 @@ class Front:
         totals: Totals,
         fanout: Fanout | None,
     ) -> None:
-        assert isinstance(engine, SpeaksOpenAI)
-        speaks = engine.openai()
-        self._spawn = engine.spawn
-        able = Able(
-            features=engine.capabilities,
-            fields=speaks.fields,
-            model=engine.model,
-            model_names=settings.served_model_name or (settings.model_name,),
-            media_by_url=speaks.media_by_url,
-        )
-        self.able = able
-        self._behind = Behind(lambda path, body: speaks.app, able, engine.is_lost)
+        self._engine = engine
+        self._names = settings.served_model_name or (settings.model_name,)
+        self._thread: LoopThread | None = None
+        self._own: OwnApp | None = None
+        speaks = isinstance(engine, SpeaksOpenAI)
+        self._behind = self._behind_engine(engine) if speaks else self._behind_own()
         self.gate = Gate(
             self._behind,
             keys,
@@ -57,6 +58,55 @@ class Front:
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origin,
         )
+
+    @property
+    def able(self) -> Able:
+        """What can be asked for."""
+        return self._behind.able
+
+    def _behind_own(self) -> Behind:
+        """The pool's own application alone."""
+        own = self._make_own()
+        self._thread = LoopThread("openai")
+        self._spawn = self._thread.spawn
+        return Behind(lambda path, body: own, self._able(own.fields), own.is_lost)
+
+    def _behind_engine(self, engine: SpeaksOpenAI) -> Behind:
+        """The engine's, and the pool's own for what it leaves."""
+        speaks = engine.openai()
+        self._spawn = engine.spawn
+        able = self._able(speaks.fields, media_by_url=speaks.media_by_url)
+        if speaks.leaves is None:
+            return Behind(lambda path, body: speaks.app, able, engine.is_lost)
+        own, leaves = self._make_own(), speaks.leaves
+        return Behind(
+            lambda path, body: own if leaves(path, body) else speaks.app,
+            able,
+            lambda: engine.is_lost() or own.is_lost(),
+        )
+
+    def _make_own(self) -> OwnApp:
+        # Imported here, as it takes a while and many megabytes that the master has no use for.
+        from gpupool.api.openai.own.app import OwnApp
+
+        self._own = OwnApp(self._engine, self._names)
+        return self._own
+
+    def _able(self, fields: Mapping[str, frozenset[str]], *, media_by_url: bool = False) -> Able:
+        return Able(
+            features=self._engine.capabilities,
+            fields=fields,
+            model=self._engine.model,
+            model_names=self._names,
+            media_by_url=media_by_url,
+        )
+
+    def close(self) -> None:
+        """Answer nothing any more; idempotent."""
+        if self._thread is not None:
+            self._thread.close()
+        if self._own is not None:
+            self._own.close()
 
     def answer(
         self, cfg: Any, conn: Connection, access_log: Callable[..., None], *, close_after: bool
@@ -89,12 +139,40 @@ class Front:
 
 
 class LoopThread:
-    """An event loop on a thread of its own."""
+    """An event loop on a thread of its own, from construction to `close`."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Run something on the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run something on the loop; EngineDead once it is closed. Thread-safe."""
+        with self._lock:
+            if not self._is_closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise EngineDead("the engine was ended")
+
+    def close(self) -> None:
+        """Cancel what runs and end the thread; idempotent."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(_end_tasks())
+        self._loop.close()
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -88,6 +88,7 @@ class PoolWorker(ServingWorker):
         if not self.exit_code:
             self.row.enter("draining")  # so the master knows that this end was asked for
         if not self._is_hung:
+            self.close_front()
             self.replica.close()
         if self.exit_code:
             # An orderly end of the interpreter takes vLLM 2 to 5 s, in which the slice is not

@@ -11,6 +11,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from gpupool.api.clock import whole_at
 from gpupool.api.json_body import read_object
 from gpupool.api.params import Ask, parse_params
+from gpupool.api.values import nth_seed
 from gpupool.batch import Job, Result, run_here
 from gpupool.call import current_call
 from gpupool.clock import RequestClock
@@ -166,11 +167,9 @@ def _generations(prompt: list[int], ask: Ask, context_tokens: int) -> list[Job]:
 
 
 def _with_seed(params: SamplingParams, index: int) -> SamplingParams:
-    """The i-th completion of a seeded prompt has the seed + i, as in vLLM."""
     if params.seed is None or index == 0:
         return params
-    seed = (params.seed + index + (1 << 63)) % (1 << 64) - (1 << 63)
-    return replace(params, seed=seed)
+    return replace(params, seed=nth_seed(params.seed, index))
 
 
 def _ready_engine() -> Engine:

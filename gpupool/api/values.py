@@ -136,6 +136,12 @@ def check_bias(value: Any, able: frozenset[str], model: ModelInfo) -> dict[int, 
     return bias
 
 
+def nth_seed(seed: int, index: int) -> int:
+    """The index-th completion of a seeded prompt has the seed + index, as in vLLM, within the
+    64 bits that a seed has."""
+    return (seed + index + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def need(feature: str, param: str, able: frozenset[str]) -> None:
     """400 unless the engine has the feature; it says which engine does."""
     if feature in able:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from gpupool.errors import RequestError
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a completion's text must be, from its first character to its last."""
+
+    kind: Literal["json_schema", "json_object", "regex", "ebnf"]
+    text: str = ""  # the schema as JSON, the expression or the grammar; "" for json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None  # k: each generated token's own and the k best alternatives
+    grammar: Grammar | None = None  # never with min_tokens or ignore_eos
     beam_width: int = 1  # only for beam_search
     num_beams_returned: int = 1  # only for beam_search
     length_penalty: float = 1.0  # only for beam_search
@@ -89,10 +98,19 @@ class Finished:
 class Scored:
     """The end of a score: one natural-log probability per prompt token after the first.
 
-    logprobs[i] belongs to prompt[i + 1]; len(logprobs) == len(prompt) - 1.
+    logprobs[i] belongs to prompt[i + 1]; len(logprobs) == len(prompt) - 1. top[i] holds the
+    best tokens at the place of prompt[i + 1], best first; () if none were asked for.
     """
 
     logprobs: tuple[float, ...]
+    top: tuple[tuple[TokenLogprob, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The end of an embed: one vector of length 1."""
+
+    vector: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +120,13 @@ class Failed:
     error: RequestError
 
 
-Event = Chunk | Finished | Scored | Failed
+LastEvent = Finished | Scored | Embedded | Failed
+Event = Chunk | LastEvent
 Sink = Callable[[Event], None]
 """Receives the events of one request, in order, from any thread of the engine's choosing.
 
-It returns quickly, never blocks and never raises. The last event, and only the last, is one of
-Finished, Scored or Failed; every accepted request gets exactly one.
+It returns quickly, never blocks and never raises. The last event, and only the last, is a
+LastEvent; every accepted request gets exactly one.
 """
 
 Report = Callable[[str, float | None], None]
@@ -180,12 +199,15 @@ class Engine(Protocol):
 
         Events: Chunks as text appears, then Finished with one completion. The same seed gives
         the same text, alone or among others. request_id is unique among running requests.
+        A grammar that cannot be compiled ends in Failed(BadRequest).
         """
 
-    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
-        """Start to compute the prompt's log-probabilities; one Scored event. Thread-safe.
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink, top: int = 0) -> None:
+        """Start to compute the prompt's log-probabilities; one Scored event, with the `top` best
+        tokens at each place. Thread-safe.
 
-        Exact: each value is what a forward pass over the prompt gives, before temperature.
+        Exact: each value is what a forward pass over the prompt gives, before temperature. A
+        token that is among the best has the same value there.
         """
 
     def beam_search(
@@ -225,6 +247,45 @@ class Measured(Protocol):
         per scrape while the engine is loaded."""
 
 
+@runtime_checkable
+class Decodes(Protocol):
+    """What an engine may offer besides: text of tokens. Without it, the OpenAI API has no
+    /detokenize, and no log-probabilities of prompts."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens, special ones written out. Thread-safe, may block."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text; a part of a character, often. Thread-safe, quick."""
+
+
+@runtime_checkable
+class Chats(Protocol):
+    """What an engine may offer besides: conversations, by the model's own template. Without it,
+    the OpenAI API has no chat completions."""
+
+    calls_tools: bool
+    """Whether the model is taught to call tools as <tool_call>{JSON}</tool_call>."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> list[int]:
+        """The conversation as a prompt. `options` are the template's own variables, and
+        add_generation_prompt and continue_final_message. BadRequest with the template's message
+        if it refuses. Thread-safe, may block."""
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """What an engine may offer besides: texts as vectors."""
+
+    def embed(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+        """Start to compute one vector; one Embedded event. Thread-safe."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenAI:
     """An engine's own OpenAI API."""
@@ -234,8 +295,8 @@ class OpenAI:
     """By the path of a route (api.openai.routes): the names its body may have."""
     media_by_url: bool = False
     """Whether it may fetch pictures and sounds from the network for a client."""
-    leaves: Callable[[str, Mapping[str, Any]], bool] = lambda path, body: False
-    """Which requests, by path and body, it leaves to the pool's own application."""
+    leaves: Callable[[str, Mapping[str, Any]], bool] | None = None
+    """Which requests, by path and body, it leaves to the pool's own application; None: none."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
-"""Work beside the running batch: scores and beam searches (worker process).
+"""Work beside the running batch: scores, vectors and beam searches (worker process).
 
 They use the model's twin directly, on a thread of their own, while the batch goes on. Beam
-searches run one at a time; scores that wait together run together.
+searches run one at a time; scores that wait together run together, and so do vectors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpupool.engines.base import Failed, Finished, Scored
+from gpupool.engines.base import Embedded, Failed, Finished, Scored
 from gpupool.engines.outlet import Outlet
 from gpupool.errors import Cancelled, EngineDead, EngineError, RequestError
 
@@ -23,24 +23,28 @@ Check = Callable[[], None]
 """Called between the steps of a job: the sign of life, and the place where it gives up."""
 
 Search = Callable[[Check], Finished]
-ScoreTogether = Callable[[Sequence[Sequence[int]], Check], list[tuple[float, ...]]]
 
 
 @dataclass(slots=True)
 class Job:
-    """One request: a prompt to score, or a search to run."""
+    """One request: a search to run, or a prompt and what is done with it and others like it."""
 
     outlet: Outlet
     prompt: Sequence[int] = ()
+    num_top: int = 0
+    together: Together | None = None
     search: Search | None = None
 
 
+Together = Callable[[Sequence[Job], Check], Sequence[Scored | Embedded]]
+"""The last event of each of the jobs."""
+
+
 class Beside:
-    """The thread and its queue, from `start` to `stop`. A group of scores has at most
+    """The thread and its queue, from `start` to `stop`. A group of prompts has at most
     `group_tokens` tokens, padding included."""
 
-    def __init__(self, score: ScoreTogether, group_tokens: int) -> None:
-        self._score = score
+    def __init__(self, group_tokens: int) -> None:
         self._group_tokens = group_tokens
         self._waiting: deque[Job] = deque()
         self._jobs: dict[str, Job] = {}
@@ -97,22 +101,23 @@ class Beside:
                         del self._jobs[job.outlet.request_id]
 
     def _take(self) -> list[Job]:
-        """The oldest job, and the scores that can go with it; nothing at the end."""
+        """The oldest job, and those that can go with it; nothing at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_stopped)
             if self._is_stopped:
                 return []
             group = [self._waiting.popleft()]
             if group[0].search is None:
-                group += self._companions(len(group[0].prompt))
+                group += self._companions(group[0])
         return group
 
-    def _companions(self, longest: int) -> list[Job]:
-        """Waiting scores of much the same length: each is padded to the longest."""
+    def _companions(self, first: Job) -> list[Job]:
+        """Waiting jobs of the same kind and much the same length: each is padded to the longest."""
         found: list[Job] = []
+        longest = len(first.prompt)
         for job in self._waiting:
             length = len(job.prompt)
-            if job.search is None and longest <= 2 * length <= 4 * longest:
+            if job.together == first.together and longest <= 2 * length <= 4 * longest:
                 if max(longest, length) * (len(found) + 2) > self._group_tokens:
                     break
                 longest = max(longest, length)
@@ -138,17 +143,16 @@ class Beside:
                 for job in jobs:
                     self._run([job])
                 return
-            log.exception("a score or beam search failed request=%s", jobs[0].outlet.request_id)
+            log.exception("work beside the batch failed request=%s", jobs[0].outlet.request_id)
             _fail(jobs, EngineError("the engine failed on this request"))
 
     def _answer(self, jobs: list[Job], check: Check) -> None:
-        search = jobs[0].search
+        search, together = jobs[0].search, jobs[0].together
         if search is not None:
             jobs[0].outlet.end(search(check))
-            return
-        scores = self._score([job.prompt for job in jobs], check)
-        for job, logprobs in zip(jobs, scores, strict=True):
-            job.outlet.end(Scored(logprobs))
+        if together is not None:
+            for job, event in zip(jobs, together(jobs, check), strict=True):
+                job.outlet.end(event)
 
 
 def _fail(jobs: list[Job], error: RequestError) -> None:

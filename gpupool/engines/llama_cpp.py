@@ -180,6 +180,15 @@ class LlamaCppEngine:
         finally:
             self._count_tokenizing(-1)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See engines.base.Decodes."""
+        pieces = (self._vocabulary.piece(token) for token in tokens)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """See engines.base.Decodes."""
+        return self._vocabulary.piece(token)
+
     def _count_tokenizing(self, change: int) -> None:
         with self._counting:
             self._num_tokenizing += change
@@ -192,12 +201,12 @@ class LlamaCppEngine:
         generation = Generation(prompt, params, self._vocabulary, outlet, self._note_progress)
         self._submit(outlet, prompt, lambda slot: generation.run(self._client, self._scorer, slot))
 
-    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink, top: int = 0) -> None:
         """See Engine.score."""
         tokens = list(prompt)
 
         async def work(slot: Slot) -> Scored:
-            return Scored(await self._scorer.score(tokens, slot))
+            return await self._scorer.score(tokens, top, slot)
 
         self._submit(Outlet(request_id, sink), tokens, work)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpupool.engines.base import TokenLogprob
+from gpupool.engines.base import Scored, TokenLogprob
 from gpupool.engines.llama_cpp_client import Json, LlamaClient
 from gpupool.engines.llama_cpp_slots import Slot
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
@@ -38,13 +38,13 @@ class Scorer:
             if token not in vocabulary.control and vocabulary.piece(token).isalpha()
         )
 
-    async def score(self, prompt: Sequence[int], slot: Slot) -> tuple[float, ...]:
-        """One value per token after the first."""
+    async def score(self, prompt: Sequence[int], num_top: int, slot: Slot) -> Scored:
+        """One value per token after the first, and the best tokens at its place."""
         found = []
         for end in range(1, len(prompt)):
-            scored = await self.score_token(prompt[:end], prompt[end], 0, slot)
-            found.append(scored.logprob)
-        return tuple(found)
+            found.append(await self.score_token(prompt[:end], prompt[end], num_top, slot))
+        best = tuple(token.top for token in found) if num_top else ()
+        return Scored(tuple(token.logprob for token in found), best)
 
     async def score_token(
         self, before: Sequence[int], token: int, num_top: int, slot: Slot

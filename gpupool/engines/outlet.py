@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from gpupool.engines.base import Chunk, Failed, Finished, Scored, Sink
+from gpupool.engines.base import Chunk, LastEvent, Sink
 
 
 class Outlet:
@@ -27,7 +27,7 @@ class Outlet:
             if not self._is_over:
                 self._sink(chunk)
 
-    def end(self, event: Finished | Scored | Failed) -> bool:
+    def end(self, event: LastEvent) -> bool:
         """Pass the last event on; False if the request was over already."""
         with self._lock:
             if self._is_over:

@@ -18,6 +18,8 @@ from gpupool.errors import EngineError
 if TYPE_CHECKING:
     import torch
 
+    from gpupool.engines.guides import Guide
+
 log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 32  # bounds the temporary memory: a row is a whole vocabulary in 64-bit floats
@@ -31,9 +33,14 @@ class Draw:
     """The sampling state of one sequence; written by the batch thread only."""
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], end_tokens: Sequence[int]
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        end_tokens: Sequence[int],
+        guide: Guide | None = None,
     ) -> None:
         self.params = params
+        self._guide = guide
         self.error: EngineError | None = None
         self.logprobs: list[TopLogprobs] = []  # one per token, if params.logprobs is not None
         self._num_tokens = 0
@@ -55,13 +62,15 @@ class Draw:
         params = self.params
         return (
             not params.logit_bias
+            and self._guide is None
             and self._num_tokens >= params.min_tokens
             and params.repetition_penalty == 1.0
             and not (params.frequency_penalty or params.presence_penalty)
         )
 
     def edit(self, row: torch.Tensor) -> None:
-        """Apply bias, min_tokens and penalties to the logits of one position, in place."""
+        """Apply bias, min_tokens, penalties and the grammar to the logits of one position, in
+        place."""
         if self.is_plain:
             return
         params = self.params
@@ -77,6 +86,8 @@ class Draw:
         if self._counts is not None:
             row -= params.frequency_penalty * self._counts
             row -= params.presence_penalty * (self._counts > 0)
+        if self._guide is not None:
+            self._guide.restrict(row)
 
     def _make_tallies(self, row: torch.Tensor) -> None:
         """Made at the first token, on the device of the logits, and only where they are needed."""
@@ -90,6 +101,8 @@ class Draw:
     def add(self, token: int) -> None:
         """Remember the chosen token."""
         self._num_tokens += 1
+        if self._guide is not None and not self._guide.take(token):
+            self.error = EngineError("no token of the model fits the grammar here")
         if self._seen is not None:
             self._seen[token] = True
         if self._counts is not None:

@@ -51,22 +51,31 @@ def next_logits(
 
 
 def score_prompts(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], on_step: Step
-) -> list[tuple[float, ...]]:
-    """The log-probability of each token after the first, of each prompt."""
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], k: int, on_step: Step
+) -> list[list[TopLogprobs]]:
+    """For each token after the first, of each prompt: its log-probability and the k best."""
     import torch
 
-    found: list[list[float]] = [[] for _ in prompts]
+    found: list[list[TopLogprobs]] = [[] for _ in prompts]
     with torch.no_grad():
         for position, logits in next_logits(model, prompts, 0, on_step):
             for prompt, values, rows in zip(prompts, found, logits, strict=True):
                 after = prompt[position + 1 : position + 1 + len(rows)]
                 if after:
-                    own = rows[: len(after)]
-                    wanted = torch.tensor(after, device=rows.device)[:, None]
-                    picked = own.gather(-1, wanted)[:, 0] - own.logsumexp(-1)
-                    values += picked.tolist()
-    return [tuple(values) for values in found]
+                    values += _rank(rows[: len(after)], after, k)
+    return found
+
+
+def _rank(logits: torch.Tensor, tokens: Sequence[int], k: int) -> list[TopLogprobs]:
+    """A row of logits per token. A token among the best has the very same value there."""
+    whole = logits.logsumexp(-1, keepdim=True)
+    wanted = logits.new_tensor(tokens).long()[:, None]
+    own = (logits.gather(-1, wanted) - whole)[:, 0].tolist()
+    if not k:
+        return [(value, [], []) for value in own]
+    best = logits.topk(min(k, logits.shape[-1]))
+    values = (best.values - whole).tolist()
+    return list(zip(own, best.indices.tolist(), values, strict=True))
 
 
 def top_logprobs(
@@ -78,10 +87,6 @@ def top_logprobs(
     found: list[TopLogprobs] = []
     with torch.no_grad():
         for position, logits in next_logits(model, [tokens], first - 1, on_step):
-            logprobs = logits[0].log_softmax(-1)
-            after = tokens[position + 1 : position + 1 + len(logprobs)]
-            wanted = torch.tensor(after, device=logprobs.device)[:, None]
-            best = logprobs.topk(k)
-            own = logprobs.gather(-1, wanted)[:, 0].tolist()
-            found += zip(own, best.indices.tolist(), best.values.tolist(), strict=True)
+            rows = logits[0]
+            found += _rank(rows, tokens[position + 1 : position + 1 + len(rows)], k)
     return found

@@ -6,6 +6,7 @@ Used by the one thread that collects the batch's results.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from gpupool.engines.base import (
     Chunk,
@@ -19,6 +20,9 @@ from gpupool.engines.detokenizer import Decode, Detokenizer
 from gpupool.engines.outlet import Outlet
 from gpupool.engines.sampling import Draw, TopLogprobs
 from gpupool.engines.stop import StopFinder
+
+if TYPE_CHECKING:
+    from gpupool.engines.guides import Guide
 
 TokenText = Callable[[int], str]
 
@@ -34,11 +38,12 @@ class RunningSequence:
         decode: Decode,
         token_text: TokenText,
         outlet: Outlet,
+        guide: Guide | None = None,
     ) -> None:
         self.prompt = list(prompt)
         self.params = params
         self.end_tokens = frozenset(end_tokens)
-        self.draw = Draw(params, self.prompt, end_tokens)
+        self.draw = Draw(params, self.prompt, end_tokens, guide)
         self.outlet = outlet
         self._token_text = token_text
         self._detokenizer = Detokenizer(decode, self.prompt)

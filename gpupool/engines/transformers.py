@@ -12,14 +12,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpupool.capabilities import ENGINES
-from gpupool.engines import beams, scoring
+from gpupool.engines import scoring
 from gpupool.engines import transformers_model as models
 from gpupool.engines.base import (
-    Completion,
+    Embedded,
     Event,
     Failed,
     Finished,
@@ -28,14 +27,16 @@ from gpupool.engines.base import (
     SamplingParams,
     Scored,
     Sink,
-    TokenLogprob,
 )
 from gpupool.engines.beside import Beside, Check, Job
+from gpupool.engines.guides import Guide, GuideMaker
 from gpupool.engines.outlet import Outlet
-from gpupool.engines.sequence import RunningSequence, name_logprob
+from gpupool.engines.sequence import RunningSequence
 from gpupool.engines.transformers_args import parse_engine_args
 from gpupool.engines.transformers_batch import Batch
+from gpupool.engines.transformers_passes import Passes
 from gpupool.engines.transformers_sizes import make_config
+from gpupool.engines.transformers_text import ModelText
 from gpupool.errors import EngineDead
 from gpupool.partition import Slice
 from gpupool.settings import Settings
@@ -68,11 +69,11 @@ class TransformersEngine:
         self._is_dying = threading.Event()
         self._batch: Batch | None = None
         self._beside: Beside | None = None
+        self._guides: GuideMaker | None = None
         self._network: PreTrainedModel
-        self._twin: PreTrainedModel
         self._tokenizer: PreTrainedTokenizerBase
-        self._end_tokens: tuple[int, ...] = ()
-        self._token_text = lru_cache(maxsize=1 << 16)(self._decode_one)
+        self._text: ModelText
+        self._passes: Passes
 
     @staticmethod
     def check(settings: Settings, gpus_per_worker: int) -> None:
@@ -89,14 +90,12 @@ class TransformersEngine:
         models.check_library()
         report("reading the tokenizer", None)
         self._tokenizer = models.read_tokenizer(self._settings, self._args)
-        # The first call settles truncation and padding; later ones then change nothing and so
-        # may run on many threads.
-        self.tokenize("settle")
+        self._text = ModelText(self._tokenizer)
         self._go_on()
         report("loading weights", None)
         self._network, ends = models.read_model(self._settings, self._args, self._slice, report)
         own = self._tokenizer.eos_token_id
-        self._end_tokens = tuple(ends if own is None else {*ends, own})
+        self._text.end_tokens = tuple(ends if own is None else {*ends, own})
         self._go_on()
         report("allocating the cache", None)
         self._start()
@@ -111,11 +110,11 @@ class TransformersEngine:
 
     def _start(self) -> None:
         # Before the batch, which may switch its model to another attention.
-        self._twin = models.share_weights(self._network)
+        self._passes = Passes(models.share_weights(self._network), self._text)
         config = make_config(self._args, self._network, self._slice)
         self._batch = Batch(self._network, config)
         group_tokens = scoring.GROUP_TOKENS[self._network.device.type]
-        self._beside = Beside(self._score_together, group_tokens)
+        self._beside = Beside(group_tokens)
         context = models.context_tokens(self._network.config, self._args)
         if self._batch.cache_tokens < context:
             log.warning(
@@ -130,6 +129,7 @@ class TransformersEngine:
             slots=self._batch.slots,
             dtype=str(self._network.dtype).removeprefix("torch."),
         )
+        self._guides = GuideMaker(self._tokenizer, self.model.vocab_size, self._text.end_tokens)
         self._batch.start()
         self._beside.start()
 
@@ -141,34 +141,37 @@ class TransformersEngine:
         )
         beam = SamplingParams(max_tokens=2, beam_width=2, num_beams_returned=1)
         _wait(lambda sink: self.generate("warm-up", prompt, params, sink))
-        _wait(lambda sink: self.score("warm-up", prompt, sink))
+        _wait(lambda sink: self.score("warm-up", prompt, sink, top=1))
+        _wait(lambda sink: self.embed("warm-up", prompt, sink))
         _wait(lambda sink: self.beam_search("warm-up", prompt, beam, sink))
 
     # Text and tokens.
 
     def tokenize(self, text: str) -> list[int]:
         """See Engine.tokenize."""
-        tokens: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
-        return tokens
+        return self._text.tokenize(text)
 
-    def _decoder(self, params: SamplingParams) -> Callable[[list[int]], str]:
-        skip = params.skip_special_tokens
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See engines.base.Decodes."""
+        return self._text.decode(tokens)
 
-        def decode(tokens: list[int]) -> str:
-            # Cleaning up spaces changes text that has gone out already.
-            text = self._tokenizer.decode(
-                tokens, skip_special_tokens=skip, clean_up_tokenization_spaces=False
-            )
-            return str(text)
+    def token_bytes(self, token: int) -> bytes:
+        """See engines.base.Decodes."""
+        return self._text.token_bytes(token)
 
-        return decode
+    @property
+    def calls_tools(self) -> bool:
+        """See engines.base.Chats."""
+        return self._text.calls_tools
 
-    def _decode_one(self, token: int) -> str:
-        return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
-
-    def _ends(self, params: SamplingParams) -> tuple[int, ...]:
-        own = () if params.ignore_eos else self._end_tokens
-        return tuple(sorted({*own, *params.stop_token_ids}))
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> list[int]:
+        """See engines.base.Chats."""
+        return self._text.render(messages, tools, options)
 
     # Requests.
 
@@ -179,20 +182,33 @@ class TransformersEngine:
         outlet = Outlet(request_id, sink)
         if self._refuse_if_dead(outlet):
             return
+        if params.grammar is None:
+            self._begin(prompt, params, outlet, None)
+            return
+        assert self._guides is not None
+        self._guides.add(
+            outlet, params.grammar, lambda guide: self._begin(prompt, params, outlet, guide)
+        )
+
+    def _begin(
+        self, prompt: Sequence[int], params: SamplingParams, outlet: Outlet, guide: Guide | None
+    ) -> None:
+        decode, text = self._text.decoder(params), self._text.token_text
         sequence = RunningSequence(
-            prompt, params, self._ends(params), self._decoder(params), self._token_text, outlet
+            prompt, params, self._text.ends(params), decode, text, outlet, guide
         )
         assert self._batch is not None
         self._batch.add(sequence)
 
-    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink, top: int = 0) -> None:
         """See Engine.score."""
-        self._add_beside(Job(Outlet(request_id, sink), prompt=list(prompt)))
+        outlet = Outlet(request_id, sink)
+        self._add_beside(Job(outlet, list(prompt), top, together=self._passes.score))
 
-    def _score_together(
-        self, prompts: Sequence[Sequence[int]], check: Check
-    ) -> list[tuple[float, ...]]:
-        return scoring.score_prompts(self._twin, prompts, check)
+    def embed(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+        """See engines.base.Embeds."""
+        outlet = Outlet(request_id, sink)
+        self._add_beside(Job(outlet, list(prompt), together=self._passes.embed))
 
     def beam_search(
         self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
@@ -201,29 +217,9 @@ class TransformersEngine:
         tokens = list(prompt)
 
         def search(check: Check) -> Finished:
-            return self._search(tokens, params, check)
+            return self._passes.search(tokens, params, check)
 
         self._add_beside(Job(Outlet(request_id, sink), search=search))
-
-    def _search(self, prompt: list[int], params: SamplingParams, check: Check) -> Finished:
-        ends, decode = self._ends(params), self._decoder(params)
-        found = beams.search_beams(self._twin, prompt, params, ends, decode, check)
-        return Finished(tuple(self._complete(prompt, beam, params, check) for beam in found))
-
-    def _complete(
-        self, prompt: list[int], tokens: list[int], params: SamplingParams, check: Check
-    ) -> Completion:
-        text, is_stopped = beams.render(tokens, params, self._ends(params), self._decoder(params))
-        logprobs: tuple[TokenLogprob, ...] | None = None
-        if params.logprobs is not None:
-            rows = scoring.top_logprobs(
-                self._twin, [*prompt, *tokens], len(prompt), params.logprobs, check
-            )
-            logprobs = tuple(
-                name_logprob(token, row, self._token_text)
-                for token, row in zip(tokens, rows, strict=True)
-            )
-        return Completion(text, tuple(tokens), "stop" if is_stopped else "length", logprobs)
 
     def _add_beside(self, job: Job) -> None:
         if not self._refuse_if_dead(job.outlet):
@@ -238,6 +234,9 @@ class TransformersEngine:
 
     def cancel(self, request_id: str) -> None:
         """See Engine.cancel."""
+        # The guides first: what they have let go is in the batch.
+        if self._guides is not None:
+            self._guides.cancel(request_id)
         if self._batch is not None:
             self._batch.cancel(request_id)
         if self._beside is not None:
@@ -247,7 +246,8 @@ class TransformersEngine:
 
     def num_inflight(self) -> int:
         """See Engine.num_inflight."""
-        return sum(part.num_inflight for part in (self._batch, self._beside) if part is not None)
+        parts = (self._batch, self._beside, self._guides)
+        return sum(part.num_inflight for part in parts if part is not None)
 
     def last_progress(self) -> float:
         """See Engine.last_progress."""
@@ -264,6 +264,8 @@ class TransformersEngine:
     def die(self) -> None:
         """See Engine.die."""
         self._is_dying.set()
+        if self._guides is not None:
+            self._guides.stop("the engine was told to end")
         if self._beside is not None:
             self._beside.stop(STOP_TIMEOUT_S, "the engine was told to end")
         if self._batch is not None:
@@ -281,5 +283,5 @@ def _wait(start: Callable[[Sink], None]) -> None:
             raise TimeoutError(f"no answer to a warm-up in {WARM_UP_TIMEOUT_S:.0f} s") from None
         if isinstance(event, Failed):
             raise event.error
-        if isinstance(event, Finished | Scored):
+        if isinstance(event, Finished | Scored | Embedded):
             return

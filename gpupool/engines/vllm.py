@@ -185,9 +185,9 @@ class VllmEngine:
             lambda request: self._calls.generate(request_id, prompt, params, request.emit),
         )
 
-    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink, top: int = 0) -> None:
         """Never from the prefix cache: vLLM computes every position anew for it."""
-        self._begin(request_id, sink, lambda _: self._calls.score(request_id, prompt))
+        self._begin(request_id, sink, lambda _: self._calls.score(request_id, prompt, top))
 
     def beam_search(
         self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink

@@ -58,21 +58,34 @@ class Calls:
         wanted = None if params.logprobs is None else tuple(logprobs)
         return Finished((Completion("".join(text), tuple(tokens), reason, wanted),))
 
-    async def score(self, request_id: str, prompt: Sequence[int]) -> Scored:
-        """Each prompt token's own value. A prompt that fills the context, to which vLLM cannot
-        add the token it insists on, is scored without its last one, which is then looked up."""
+    async def score(self, request_id: str, prompt: Sequence[int], top: int = 0) -> Scored:
+        """Each prompt token's own value, and the best at its place. A prompt that fills the
+        context, to which vLLM cannot add the token it insists on, is scored without its last one,
+        which is then looked up."""
         if len(prompt) < 2:
             return Scored(())
         fills = len(prompt) == self._model.context_tokens
         head = prompt[:-1] if fills else prompt
-        result = await self._result(request_id, head, sampling.to_score())
+        result = await self._result(request_id, head, sampling.to_score(top))
         positions = result.prompt_logprobs[1:]
-        values = [entry[token].logprob for token, entry in zip(head[1:], positions, strict=True)]
         if fills:
-            last = prompt[-1]
-            result = await self._result(request_id, head, sampling.to_score_next(last))
-            values.append(result.outputs[0].logprobs[0][last].logprob)
-        return Scored(tuple(values))
+            positions = [*positions, await self._look_up(request_id, prompt, top)]
+        found = [
+            sampling.to_token_logprob(token, position, top)
+            for token, position in zip(prompt[1:], positions, strict=True)
+        ]
+        best = tuple(token.top for token in found) if top else ()
+        return Scored(tuple(token.logprob for token in found), best)
+
+    async def _look_up(self, request_id: str, prompt: Sequence[int], top: int) -> Mapping[int, Any]:
+        """The prompt's last token, and the best at its place."""
+        *head, last = prompt
+        result = await self._result(request_id, head, sampling.to_score_next(last))
+        position: dict[int, Any] = dict(result.outputs[0].logprobs[0])
+        if top:
+            result = await self._result(request_id, head, sampling.to_candidates(top))
+            position |= result.outputs[0].logprobs[0]
+        return position
 
     async def beam_search(
         self, request_id: str, prompt: Sequence[int], params: SamplingParams
@@ -107,7 +120,7 @@ class Calls:
         )  # fmt: skip
         await self.generate("warm-up-greedy", prompt, greedy, _drop)
         await self.generate("warm-up-seeded", prompt, seeded, _drop)
-        await self.score("warm-up-score", [token] * scored_tokens)
+        await self.score("warm-up-score", [token] * scored_tokens, top=1)
         await self._result("warm-up-candidates", prompt, sampling.to_candidates(2))
 
     async def _result(self, request_id: str, prompt: Sequence[int], params: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gpupool.engines.base import SamplingParams, TokenLogprob
+from gpupool.engines.base import Grammar, SamplingParams, TokenLogprob
 from gpupool.errors import BadRequest, EngineDead, EngineError, Overloaded, RequestError
 
 BUSY_RETRY_AFTER_S = 1
@@ -37,13 +37,26 @@ def to_vllm(params: SamplingParams) -> Any:
         skip_special_tokens=params.skip_special_tokens,
         logit_bias=dict(params.logit_bias) or None,
         logprobs=params.logprobs,
+        structured_outputs=_structured(params.grammar),
         output_kind=RequestOutputKind.DELTA,
     )
 
 
-def to_score() -> Any:
-    """Parameters that yield the log-probability of every prompt token after the first."""
-    return _silent(prompt_logprobs=0)
+def _structured(grammar: Grammar | None) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if grammar is None:
+        return None
+    if grammar.kind == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    names = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+    return StructuredOutputsParams(**{names[grammar.kind]: grammar.text})
+
+
+def to_score(top: int = 0) -> Any:
+    """Parameters that yield the log-probability of every prompt token after the first, and the
+    `top` best at its place."""
+    return _silent(prompt_logprobs=top)
 
 
 def to_score_next(token_id: int) -> Any:

@@ -85,7 +85,7 @@ class ScriptedEngine:
             self._waiting.append((request_id, sequence))
             self._changed.notify()
 
-    def score(self, request_id: str, prompt: Sequence[int], sink: Sink) -> None:
+    def score(self, request_id: str, prompt: Sequence[int], sink: Sink, top: int = 0) -> None:
         sink(Scored(tuple(-float(token) / 100 for token in prompt[1:])))
 
     def beam_search(

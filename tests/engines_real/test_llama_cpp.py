@@ -18,6 +18,7 @@ from gpupool.errors import BadRequest, EngineError
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 from tests.demo_model import f32_gguf, model_folder
+from tests.engines_real.best_tokens import check_best_tokens
 from tests.engines_real.transformers_engine import Client, completion_of
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
@@ -330,3 +331,7 @@ def test_request_that_fails_harms_no_other(client: Client) -> None:
     assert isinstance(bad.error, EngineError)
     assert completion_of(good).token_ids == alone.token_ids
     assert client.engine.dead_reason is None
+
+
+def test_best_tokens_of_a_prompt_are_those_of_a_forward_pass(client: Client) -> None:
+    check_best_tokens(client.engine)

@@ -26,7 +26,7 @@ def client() -> Iterator[Client]:
 
 
 def network(client: Client) -> Any:
-    return client.engine._twin
+    return client.engine._passes.twin
 
 
 def test_greedy_is_what_generate_gives(client: Client) -> None:
@@ -136,7 +136,7 @@ def test_stop_token_ends_without_its_text(client: Client) -> None:
 
 
 def test_end_token_ends_unless_ignored(client: Client) -> None:
-    end = client.engine._end_tokens[0]
+    end = client.engine._text.end_tokens[0]
     forced = {"temperature": 0, "max_tokens": 4, "logit_bias": {end: 100.0}}
     found = client.complete(PROMPT, **forced)
     assert (found.text, found.token_ids, found.finish_reason) == ("", (end,), "stop")
@@ -145,7 +145,7 @@ def test_end_token_ends_unless_ignored(client: Client) -> None:
 
 
 def test_min_tokens_keeps_the_end_token_out(client: Client) -> None:
-    end = client.engine._end_tokens[0]
+    end = client.engine._text.end_tokens[0]
     found = client.complete(
         PROMPT, temperature=0, max_tokens=8, min_tokens=3, logit_bias={end: 100.0}
     )
@@ -153,7 +153,7 @@ def test_min_tokens_keeps_the_end_token_out(client: Client) -> None:
 
 
 def test_special_tokens_are_shown_on_demand(client: Client) -> None:
-    special = client.engine._end_tokens[0]
+    special = client.engine._text.end_tokens[0]
     forced = {"temperature": 0, "max_tokens": 1, "logit_bias": {special: 100.0}}
     shown = client.complete(PROMPT, **forced, ignore_eos=True, skip_special_tokens=False)
     hidden = client.complete(PROMPT, **forced, ignore_eos=True)

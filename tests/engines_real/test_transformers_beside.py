@@ -12,6 +12,7 @@ from transformers import GenerationConfig  # noqa: TID253
 from gpupool.engines import scoring
 from gpupool.engines.base import Failed, Scored
 from gpupool.errors import Cancelled, EngineError
+from tests.engines_real.best_tokens import check_best_tokens
 from tests.engines_real.transformers_engine import Client, completion_of, loaded_engine
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
@@ -28,7 +29,7 @@ def client() -> Iterator[Client]:
 def forward_logprobs(client: Client, prompt: list[int]) -> list[float]:
     """What one forward pass over the whole prompt gives."""
     with torch.no_grad():
-        logits = client.engine._twin(torch.tensor([prompt])).logits[0, :-1]
+        logits = client.engine._passes.twin(torch.tensor([prompt])).logits[0, :-1]
     wanted = torch.tensor(prompt[1:])[:, None]
     values: list[float] = logits.log_softmax(-1).gather(-1, wanted)[:, 0].tolist()
     return values
@@ -70,21 +71,24 @@ def test_long_prompt_is_scored_in_pieces(client: Client, monkeypatch: Any) -> No
     prompt = client.tokens(PROMPT * 8)
     monkeypatch.setitem(scoring.MAX_LOGITS, "cpu", 20 * client.engine.model.vocab_size)
     steps: list[int] = []
-    (found,) = scoring.score_prompts(client.engine._twin, [prompt], lambda: steps.append(1))
+    (found,) = scoring.score_prompts(
+        client.engine._passes.twin, [prompt], 0, lambda: steps.append(1)
+    )
     assert len(steps) == -(-(len(prompt) - 1) // 20)
-    assert found == pytest.approx(forward_logprobs(client, prompt), abs=1e-3)
+    values = [own for own, _, _ in found]
+    assert values == pytest.approx(forward_logprobs(client, prompt), abs=1e-3)
 
 
 def generate_beams(
     client: Client, prompt: list[int], more_ends: tuple[int, ...] = (), **settings: Any
 ) -> list[str]:
     """What transformers' own beam search gives, without the tokens that end a text."""
-    ends = (*client.engine._end_tokens, *more_ends)
+    ends = (*client.engine._text.end_tokens, *more_ends)
     config = GenerationConfig(
         do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0], **settings
     )
     tokens = torch.tensor([prompt])
-    output = client.engine._twin.generate(
+    output = client.engine._passes.twin.generate(
         tokens, attention_mask=torch.ones_like(tokens), generation_config=config
     )
     decode = client.engine._tokenizer.decode
@@ -95,10 +99,13 @@ def generate_beams(
 def test_prompts_scored_together_are_what_they_are_alone(client: Client) -> None:
     prompts = [client.tokens(PROMPT)[:length] for length in (9, 16, 12, 2, 1, 13)]
     passes: list[int] = []
-    together = scoring.score_prompts(client.engine._twin, prompts, lambda: passes.append(1))
+    together = scoring.score_prompts(
+        client.engine._passes.twin, prompts, 0, lambda: passes.append(1)
+    )
     assert len(passes) == 1
     for prompt, found in zip(prompts, together, strict=True):
-        assert list(found) == pytest.approx(forward_logprobs(client, prompt), abs=1e-3)
+        values = [own for own, _, _ in found]
+        assert values == pytest.approx(forward_logprobs(client, prompt), abs=1e-3)
 
 
 def test_waiting_scores_share_a_pass(client: Client) -> None:
@@ -158,7 +165,7 @@ def test_beams_end_at_a_stop_string(client: Client) -> None:
 
 
 def test_beams_keep_min_tokens(client: Client) -> None:
-    end = client.engine._end_tokens[0]
+    end = client.engine._text.end_tokens[0]
     wanted = {"beam_width": 2, "max_tokens": 8, "logit_bias": {end: 100.0}}
     (found,) = client.beams("Paris is", **wanted, min_tokens=4)
     assert found.token_ids.index(end) == 4
@@ -195,3 +202,7 @@ def test_score_that_fails_harms_no_other(client: Client) -> None:
     assert isinstance(ends[1], Failed)
     assert isinstance(ends[1].error, EngineError)
     assert client.engine.dead_reason is None
+
+
+def test_best_tokens_of_a_prompt_are_those_of_a_forward_pass(client: Client) -> None:
+    check_best_tokens(client.engine)

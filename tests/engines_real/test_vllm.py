@@ -31,6 +31,7 @@ from gpupool.errors import BadRequest, Cancelled, EngineDead, EngineError
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 from tests.demo_model import model_folder
+from tests.engines_real.best_tokens import check_best_tokens
 
 pytestmark = [
     pytest.mark.model,
@@ -498,3 +499,13 @@ def test_death_while_loading_ends_the_load() -> None:
     assert time.monotonic() - began < 10
     assert isinstance(outcome.error(), EngineDead)
     assert {process.pid for process in vllm_processes()} == before
+
+
+def test_best_tokens_of_a_prompt_are_those_of_a_forward_pass(engine: VllmEngine) -> None:
+    check_best_tokens(engine)
+
+
+def test_best_tokens_of_a_full_context_are_all_there(engine: VllmEngine) -> None:
+    found = ask(lambda i, sink: engine.score(i, [5] * CONTEXT, sink, 2)).last()
+    assert isinstance(found, Scored)
+    assert [len(top) for top in found.top] == [2] * (CONTEXT - 1)

@@ -2,5 +2,5 @@
 
 `gate` is the way in; it asks `routes`, `checks`, `keys` and `limits`, and mends the answers with
 `answer`. The engine's application behind it is the engine's own where it has one (vLLM,
-llama.cpp), else `generic`.
+llama.cpp), else `own`.
 """

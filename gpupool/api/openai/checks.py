@@ -139,7 +139,7 @@ def _check_value(route: Route, name: str, value: Any, able: Able) -> None:
     features, model = able.features, able.model
     if name in FLAGS or (name == "logprobs" and route.kind == "chat"):
         _check_flag(name, value)
-        if value and name in ("echo", "ignore_eos", "logprobs"):
+        if value and name in ("ignore_eos", "logprobs"):
             need(name, name, features)
     elif name in NUMBERS:
         check_number(name, value, features)

@@ -1,0 +1,75 @@
+"""The application itself: a path, its handler, and the end of both (worker, event loop)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from gpupool.api.openai.own.chat import answer_chat
+from gpupool.api.openai.own.completions import answer_completions
+from gpupool.api.openai.own.embeddings import answer_embeddings
+from gpupool.api.openai.own.fields import fields_for, refuse_others
+from gpupool.api.openai.own.query import Query
+from gpupool.api.openai.own.reply import Reply
+from gpupool.api.openai.own.runner import Runner
+from gpupool.api.openai.own.tokens import answer_detokenize, answer_tokenize
+from gpupool.engines.base import Engine
+from gpupool.errors import Cancelled, NotFound
+from gpupool.exchange import Message, Receive, Send
+
+HANDLERS: dict[str, Callable[[Query], Awaitable[None]]] = {
+    "/v1/completions": answer_completions,
+    "/v1/chat/completions": answer_chat,
+    "/v1/embeddings": answer_embeddings,
+    "/tokenize": answer_tokenize,
+    "/detokenize": answer_detokenize,
+}
+
+
+class OwnApp:
+    """Of one loaded engine, on one event loop. Stands behind the gate, which has checked the body
+    in scope["state"]["body"] and answers the errors that are raised here."""
+
+    def __init__(self, engine: Engine, model_names: Sequence[str]) -> None:
+        self._runner = Runner(engine)
+        self._model_names = tuple(model_names)
+        self.fields = fields_for(engine)
+        """By the path of a route: the names its body may have."""
+
+    def is_lost(self) -> bool:
+        """See engines.base.SpeaksOpenAI."""
+        return self._runner.is_lost
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+        self._runner.close()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request; a client that leaves ends it, and its work in the engine."""
+        path, body = scope["path"], scope["state"]["body"]
+        if path not in self.fields:
+            raise NotFound(f"no such route: {path[:200]}", code="no_route")
+        refuse_others(body, self.fields[path])
+        name = body.get("model") or self._model_names[0]
+        query = Query(body, self._runner, Reply(send), name)
+        await _unless_gone(HANDLERS[path](query), receive)
+
+
+async def _unless_gone(work: Awaitable[None], receive: Receive) -> None:
+    """Both end before this does."""
+    answering = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_until_gone(receive))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise Cancelled("the client closed the connection")
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+    answering.result()
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,164 @@
+"""Grammars that guide a generation: compiled on a thread of their own, kept for the next request
+(worker process). Imports xgrammar only inside functions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gpupool.engines.base import Failed, Grammar
+from gpupool.engines.outlet import Outlet
+from gpupool.errors import BadRequest, Cancelled, EngineDead, EngineError, RequestError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 256 << 20
+COMPILE_THREADS = 2
+MAX_BLANKS = 16  # between the parts of a JSON text: a small model may write them without end
+ANY_OBJECT = {"type": "object", "additionalProperties": True}
+
+
+class Guide:
+    """Where one sequence is in its grammar. Used by the thread that samples, alone."""
+
+    def __init__(self, compiled: Any, vocab_size: int) -> None:
+        import xgrammar
+
+        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._mask = xgrammar.allocate_token_bitmask(1, vocab_size)
+
+    def restrict(self, row: torch.Tensor) -> None:
+        """Minus infinity for every token that cannot come next, in place. An end token can only
+        where the text may end."""
+        import xgrammar
+
+        if self._matcher.is_terminated():
+            return
+        self._matcher.fill_next_token_bitmask(self._mask)
+        xgrammar.apply_token_bitmask_inplace(row[None], self._mask.to(row.device))
+
+    def take(self, token: int) -> bool:
+        """The token that was chosen; whether it fits. Behind the end everything does: a step may
+        be under way when a sequence ends."""
+        return bool(self._matcher.is_terminated() or self._matcher.accept_token(token))
+
+
+Begin = Callable[[Guide], None]
+
+
+class GuideMaker:
+    """The thread that compiles, from construction to `stop`."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_tokens: Sequence[int]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._end_tokens = list(end_tokens)
+        self._compiler: Any = None
+        self._asked: queue.SimpleQueue[tuple[Outlet, Grammar, Begin] | None] = queue.SimpleQueue()
+        self._outlets: dict[str, Outlet] = {}
+        self._lock = threading.Lock()
+        self._reason: str | None = None
+        threading.Thread(target=self._work, name="grammars", daemon=True).start()
+
+    @property
+    def num_inflight(self) -> int:
+        """Requests whose grammar is being compiled, or waits for it."""
+        return len(self._outlets)
+
+    def add(self, outlet: Outlet, grammar: Grammar, begin: Begin) -> None:
+        """Call `begin` with a guide, on the thread; or end the outlet. Any thread."""
+        with self._lock:
+            reason = self._reason
+            if reason is None:
+                self._outlets[outlet.request_id] = outlet
+                self._asked.put((outlet, grammar, begin))
+        if reason is not None:
+            outlet.end(Failed(EngineDead(reason)))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request that has not begun. Any thread."""
+        with self._lock:
+            outlet = self._outlets.get(request_id)
+        if outlet is not None:
+            outlet.end(Failed(Cancelled("the request was cancelled")))
+
+    def stop(self, reason: str) -> None:
+        """End every request with EngineDead. Any thread."""
+        with self._lock:
+            self._reason = self._reason or reason
+            outlets = list(self._outlets.values())
+            self._asked.put(None)
+        for outlet in outlets:
+            outlet.end(Failed(EngineDead(reason)))
+
+    # On the thread.
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            outlet, grammar, begin = asked
+            if not outlet.is_over:
+                self._serve(outlet, grammar, begin)
+            with self._lock:
+                self._outlets.pop(outlet.request_id, None)
+
+    def _serve(self, outlet: Outlet, grammar: Grammar, begin: Begin) -> None:
+        try:
+            guide = Guide(self._compile(grammar), self._vocab_size)
+        except RequestError as error:
+            outlet.end(Failed(error))
+            return
+        except Exception as error:
+            # The library says what it does not like of a grammar by exceptions of any kind.
+            log.info("a grammar cannot be compiled error=%r", error)
+            outlet.end(Failed(_refusal(grammar, error)))
+            return
+        try:
+            begin(guide)
+        except Exception:
+            log.exception("a guided request could not begin request=%s", outlet.request_id)
+            outlet.end(Failed(EngineError("the engine failed on this request")))
+
+    def _compile(self, grammar: Grammar) -> Any:
+        if self._compiler is None:
+            self._compiler = self._make_compiler()
+        blanks = {"max_whitespace_cnt": MAX_BLANKS}
+        if grammar.kind == "regex":
+            return self._compiler.compile_regex(grammar.text)
+        if grammar.kind == "ebnf":
+            return self._compiler.compile_grammar(grammar.text)
+        schema = grammar.text if grammar.kind == "json_schema" else json.dumps(ANY_OBJECT)
+        return self._compiler.compile_json_schema(schema, **blanks)
+
+    def _make_compiler(self) -> Any:
+        try:
+            import xgrammar
+        except ImportError:
+            raise BadRequest(
+                "this server has no xgrammar, which restricts texts; its operator installs it "
+                "with gpupool[transformers]",
+                code="unsupported",
+            ) from None
+        if not self._end_tokens:
+            raise BadRequest("this model has no end token, so no grammar ends", code="unsupported")
+        info = xgrammar.TokenizerInfo.from_huggingface(
+            self._tokenizer, vocab_size=self._vocab_size, stop_token_ids=self._end_tokens
+        )
+        return xgrammar.GrammarCompiler(
+            info, max_threads=COMPILE_THREADS, cache_limit_bytes=CACHE_BYTES
+        )
+
+
+def _refusal(grammar: Grammar, error: Exception) -> BadRequest:
+    reason = " ".join(str(error).split())[-200:]
+    return BadRequest(f"this {grammar.kind} cannot be compiled: {reason}", code="invalid_grammar")
