@@ -16,6 +16,7 @@ FEATURES: dict[str, str] = {
     "presence_penalty": "OpenAI presence penalty",
     "frequency_penalty": "OpenAI frequency penalty",
     "logit_bias": "per-token bias",
+    "echo": "the prompt in front of its completion (echo)",
     "skip_special_tokens": "keep special tokens in the text (skip_special_tokens: false)",
 }
 
