@@ -16,7 +16,7 @@ FEATURES: dict[str, str] = {
     "presence_penalty": "OpenAI presence penalty",
     "frequency_penalty": "OpenAI frequency penalty",
     "logit_bias": "per-token bias",
-    "echo": "the prompt in front of its completion (echo)",
+    "echo": "the prompt as part of the completion (echo of /v1/completions)",
     "skip_special_tokens": "keep special tokens in the text (skip_special_tokens: false)",
 }
 

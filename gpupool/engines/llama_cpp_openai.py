@@ -7,7 +7,6 @@ between gives every sequence its slot, adds up several of them, and stops what n
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
@@ -19,10 +18,11 @@ from gpupool.engines.base import ModelInfo
 from gpupool.engines.llama_cpp_ask import Ask, Part, ask_chat, ask_completion, refuse_lacking
 from gpupool.engines.llama_cpp_fields import CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, TOKENIZE
 from gpupool.engines.llama_cpp_link import LinkBroken, LlamaLink
+from gpupool.engines.llama_cpp_outgoing import Outgoing
 from gpupool.engines.llama_cpp_reply import Reply
 from gpupool.engines.llama_cpp_slots import SlotTable
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
-from gpupool.errors import BadRequest, Cancelled, EngineError
+from gpupool.errors import BadRequest, Cancelled, EngineError, RequestError
 
 if TYPE_CHECKING:
     from gpupool.exchange import Message, Receive, Send
@@ -32,12 +32,6 @@ log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 EXIT_NOTICE_S = 2.0  # between a broken connection and the news that the process is gone
-JSON_HEADERS = [(b"content-type", b"application/json")]
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-]
-DONE = b"data: [DONE]\n\n"
 
 
 def leaves(path: str, body: Mapping[str, Any]) -> bool:
@@ -79,7 +73,7 @@ class LlamaOpenAI:
         self._note_progress = note_progress
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answers one request; raises the error that is its answer."""
+        """Answers one request, with an error too."""
         await receive()  # The body, which has been parsed.
         answering = asyncio.current_task()
         assert answering is not None
@@ -93,54 +87,55 @@ class LlamaOpenAI:
 
         watching = asyncio.create_task(watch())
         self._count(1)
+        out = Outgoing(send)
         try:
-            await self._answer(scope["path"], scope["state"]["body"], send)
+            await self._answer(scope["path"], scope["state"]["body"], out)
         except asyncio.CancelledError:
             if not is_gone:
                 raise
             answering.uncancel()
             raise Cancelled("the client closed the connection") from None
+        except RequestError as error:
+            await out.fail(error)
         except LinkBroken as error:
             # If the process is gone, all requests are about to be cancelled.
             await asyncio.sleep(EXIT_NOTICE_S)
             log.error("the connection to llama.cpp broke error=%s", error)
-            raise EngineError("the connection to the engine broke; try again") from error
+            await out.fail(EngineError("the connection to the engine broke; try again"))
         finally:
             self._count(-1)
             watching.cancel()
 
-    async def _answer(self, path: str, body: Json, send: Send) -> None:
+    async def _answer(self, path: str, body: Json, out: Outgoing) -> None:
         if path == CHAT:
-            await self._generate(ask_chat(body, self._model.info), send)
+            await self._generate(ask_chat(body, self._model.info), out)
         elif path == COMPLETIONS:
             ask = ask_completion(body, self._model.info, self._model.control_texts)
-            await self._generate(ask, send)
+            await self._generate(ask, out)
         elif path == EMBEDDINGS:
-            await _send_whole(send, await self._embed(body))
+            await out.give(await self._embed(body))
         elif path == TOKENIZE:
-            await _send_whole(send, await self._tokenize(body))
+            await out.give(await self._tokenize(body))
         elif path == DETOKENIZE:
-            await _send_whole(send, await self._detokenize(body))
+            await out.give(await self._detokenize(body))
 
     # Sequences.
 
-    async def _generate(self, ask: Ask, send: Send) -> None:
+    async def _generate(self, ask: Ask, out: Outgoing) -> None:
         reply = Reply(ask, self._model.name)
-        if ask.stream:
-            await _send_start(send, STREAM_HEADERS)
         async with aclosing(self._events(ask)) as events:
             async for index, event in events:
                 if not ask.stream:
                     reply.take(index, event)
                 elif (chunk := reply.chunk(index, event)) is not None:
-                    await _send_part(send, _render_event(chunk))
+                    await out.stream(chunk)
         if not reply.is_complete:
             raise LinkBroken("a stream ended before its last event")
         if ask.stream:
-            await _send_part(send, _render_event(reply.usage_chunk()))
-            await _send_part(send, DONE, is_last=True)
+            await out.stream(reply.usage_chunk())
+            await out.end_stream()
         else:
-            await _send_whole(send, reply.whole())
+            await out.give(reply.whole())
 
     async def _events(self, ask: Ask) -> AsyncGenerator[tuple[int, Json]]:
         """What all sequences tell, as it comes."""
@@ -259,20 +254,3 @@ async def _end(tasks: list[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _render_event(content: Json) -> bytes:
-    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def _send_start(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-
-
-async def _send_part(send: Send, part: bytes, *, is_last: bool = False) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": not is_last})
-
-
-async def _send_whole(send: Send, content: Json) -> None:
-    await _send_start(send, JSON_HEADERS)
-    await _send_part(send, json.dumps(content).encode(), is_last=True)
