@@ -62,7 +62,7 @@ def ask_chat(body: Json, model: ModelInfo) -> Ask:
     """Of /v1/chat/completions."""
     refuse_lacking(CHAT, body)
     num_top = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
-    tools = _tools(body)
+    tools = choose_tools(body)
     if num_top is not None and tools.get("tool_choice") not in (None, "none"):
         # llama.cpp parses calls out of the text, and most of their tokens are told with no delta.
         raise BadRequest(
@@ -72,19 +72,22 @@ def ask_chat(body: Json, model: ModelInfo) -> Ask:
             code="unsupported",
         )
     limit = _first(body, "max_completion_tokens", "max_tokens")
-    common = _common(body, model, limit)
+    common = ask_sequence(body, model, limit)
     if num_top is not None:
         # 0 would be "no log-probabilities" to llama.cpp.
         common |= {"logprobs": True, "top_logprobs": max(num_top, 1)}
     common |= tools | {"messages": body["messages"]} | _template(body)
-    parts = tuple(Part(common | seed, _key(common), prompt_index=0) for seed in _seeds(body))
+    parts = tuple(
+        Part(common | seed, key_of_chat(common, common["messages"]), prompt_index=0)
+        for seed in seeds_of(body)
+    )
     return Ask(CHAT, "chat", parts, bool(body.get("stream")), num_top)
 
 
 def ask_completion(body: Json, model: ModelInfo, control: list[str]) -> Ask:
     """Of /v1/completions. `control`: the model's control tokens, which are kept on demand."""
     refuse_lacking(COMPLETIONS, body)
-    common = _common(body, model, _first(body, "max_tokens") or DEFAULT_MAX_TOKENS)
+    common = ask_sequence(body, model, _first(body, "max_tokens") or DEFAULT_MAX_TOKENS)
     num_top = body.get("logprobs")
     if num_top is not None:
         common["n_probs"] = max(int(num_top), 1)
@@ -93,12 +96,13 @@ def ask_completion(body: Json, model: ModelInfo, control: list[str]) -> Ask:
     parts = tuple(
         Part(common | seed | {"prompt": prompt}, _key_of_prompt(prompt), prompt_index)
         for prompt_index, prompt in enumerate(_prompts(body))
-        for seed in _seeds(body)
+        for seed in seeds_of(body)
     )
     return Ask(COMPLETIONS, "completion", parts, bool(body.get("stream")), num_top)
 
 
-def _common(body: Json, model: ModelInfo, limit: int | None) -> Json:
+def ask_sequence(body: Json, model: ModelInfo, limit: int | None) -> Json:
+    """What is asked alike on all routes: how to sample, what restricts the text, where it ends."""
     for name in body.get("stream_options") or ():
         if name not in STREAM_OPTIONS:
             raise BadRequest(
@@ -132,7 +136,7 @@ def _params(body: Json) -> SamplingParams:
     return SamplingParams(**given)
 
 
-def _seeds(body: Json) -> list[Json]:
+def seeds_of(body: Json) -> list[Json]:
     """One for each of the n sequences of a prompt; as in vLLM, neighbours have the next seed."""
     seed, n = body.get("seed"), int(body.get("n") or 1)
     if seed is None:
@@ -143,13 +147,14 @@ def _seeds(body: Json) -> list[Json]:
     return [{"seed": fold_seed(seed + place, 0)} for place in range(n)]
 
 
-def _tools(body: Json) -> Json:
+def choose_tools(body: Json) -> Json:
     """Tools and which of them are to be called; llama.cpp knows no choice of a named one."""
     tools, choice = body.get("tools") or [], body.get("tool_choice")
     if isinstance(choice, dict):
         function = choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        tools = [tool for tool in tools if tool.get("function", {}).get("name") == name]
+        # Responses have it flat.
+        name = (function if isinstance(function, dict) else choice).get("name")
+        tools = [tool for tool in tools if tool.get("function", tool).get("name") == name]
         if choice.get("type") != "function" or not tools:
             raise BadRequest(
                 "tool_choice must name a function that is among the tools", param="tool_choice"
@@ -193,10 +198,10 @@ def _key_of_prompt(prompt: str | list[int]) -> Key:
     return prompt.encode() if isinstance(prompt, str) else tuple(prompt)
 
 
-def _key(asked: Json) -> bytes:
+def key_of_chat(asked: Json, messages: list[Any]) -> bytes:
     """A chat goes on with all its messages so far and one more."""
     before = json.dumps([asked.get("tools"), asked.get("chat_template_kwargs")])
-    return (before + json.dumps(asked["messages"])[:-1]).encode()
+    return (before + json.dumps(messages).rstrip("]")).encode()
 
 
 def _first(body: Json, *names: str) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES = "/v1/responses"
 EMBEDDINGS = "/v1/embeddings"
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 
@@ -60,6 +61,29 @@ CHAT_ONLY = frozenset(
 )
 COMPLETION_ONLY = frozenset({"prompt", "skip_special_tokens"})
 
+RESPONSES_FIELDS = frozenset(
+    {
+        "model",
+        "input",
+        "instructions",
+        "stream",
+        "seed",
+        "stop",
+        "temperature",
+        "top_p",
+        "top_k",
+        "max_output_tokens",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "text",
+        "reasoning",
+        "chat_template_kwargs",
+        # Nothing is kept, whatever is asked here; OpenAI's clients leave it to a default of true.
+        "store",
+    }
+)
+
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 LACKING: dict[str, tuple[Any, ...]] = {
     "store": NOTHING,
@@ -97,6 +121,15 @@ COMPLETION_LACKING = {"suffix": NOTHING, "add_special_tokens": (None, True)}
 LACKING_ON: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     CHAT: LACKING | CHAT_LACKING,
     COMPLETIONS: LACKING | COMPLETION_LACKING,
+    RESPONSES: {
+        "include": NOTHING,
+        "truncation": (None, "disabled"),
+        "top_logprobs": NOTHING,
+        "max_tool_calls": (None,),
+        "prompt": (None,),
+        "conversation": (None,),
+        "stream_options": (None, {}),
+    },
     EMBEDDINGS: {
         "dimensions": (None,),
         "truncate_prompt_tokens": (None,),
@@ -114,6 +147,7 @@ def fields_of(*, has_embeddings: bool) -> dict[str, frozenset[str]]:
     known = {
         CHAT: SAMPLED | CHAT_ONLY | IDLE,
         COMPLETIONS: SAMPLED | COMPLETION_ONLY | IDLE,
+        RESPONSES: RESPONSES_FIELDS | IDLE,
         EMBEDDINGS: frozenset({"model", "input", "encoding_format"}) | IDLE,
         TOKENIZE: rendered | {"model", "prompt", "add_special_tokens", "return_token_strs"},
         DETOKENIZE: frozenset({"model", "tokens"}),

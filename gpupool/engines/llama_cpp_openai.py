@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from gpupool.engines.base import ModelInfo
 from gpupool.engines.llama_cpp_ask import Ask, Part, ask_chat, ask_completion, refuse_lacking
-from gpupool.engines.llama_cpp_fields import CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, TOKENIZE
+from gpupool.engines.llama_cpp_fields import (
+    CHAT,
+    COMPLETIONS,
+    DETOKENIZE,
+    EMBEDDINGS,
+    RESPONSES,
+    TOKENIZE,
+)
 from gpupool.engines.llama_cpp_link import LinkBroken, LlamaLink
 from gpupool.engines.llama_cpp_outgoing import Outgoing
 from gpupool.engines.llama_cpp_reply import Reply
+from gpupool.engines.llama_cpp_responses import ResponsesReply, ask_response
 from gpupool.engines.llama_cpp_slots import SlotTable
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
 from gpupool.errors import BadRequest, Cancelled, EngineError, RequestError
@@ -112,6 +120,8 @@ class LlamaOpenAI:
         elif path == COMPLETIONS:
             ask = ask_completion(body, self._model.info, self._model.control_texts)
             await self._generate(ask, out)
+        elif path == RESPONSES:
+            await self._respond(body, out)
         elif path == EMBEDDINGS:
             await out.give(await self._embed(body))
         elif path == TOKENIZE:
@@ -136,6 +146,21 @@ class LlamaOpenAI:
             await out.end_stream()
         else:
             await out.give(reply.whole())
+
+    async def _respond(self, body: Json, out: Outgoing) -> None:
+        reply = ResponsesReply(body, self._model.info, self._model.name)
+        part = ask_response(body, self._model.info)
+        async with aclosing(self._events_of(RESPONSES, part)) as events:
+            async for event in events:
+                told = reply.take(event)
+                if told is not None and body.get("stream"):
+                    await out.stream(told, name=told["type"])
+        if reply.response is None:
+            raise LinkBroken("a stream ended before its last event")
+        if body.get("stream"):
+            await out.end_stream(b"")
+        else:
+            await out.give(reply.response)
 
     async def _events(self, ask: Ask) -> AsyncGenerator[tuple[int, Json]]:
         """What all sequences tell, as it comes."""

@@ -32,15 +32,16 @@ class Outgoing:
         await self._start(status, JSON_HEADERS)
         await self._body(json.dumps(content).encode(), is_last=True)
 
-    async def stream(self, event: Json) -> None:
+    async def stream(self, event: Json, name: str | None = None) -> None:
         """The next event of a stream."""
         if not self._has_begun:
             await self._start(200, STREAM_HEADERS)
-        await self._body(_render(event))
+        head = b"" if name is None else b"event: " + name.encode() + b"\n"
+        await self._body(head + _render(event))
 
-    async def end_stream(self) -> None:
+    async def end_stream(self, last: bytes = DONE) -> None:
         """The stream is whole."""
-        await self._body(DONE, is_last=True)
+        await self._body(last, is_last=True)
 
     async def fail(self, error: RequestError) -> None:
         """An error in place of the answer, or of the rest of a stream."""
