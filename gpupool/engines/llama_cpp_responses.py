@@ -21,7 +21,6 @@ from gpupool.engines.llama_cpp_fields import RESPONSES
 
 Json = dict[str, Any]
 
-ENDS = {"response.completed", "response.incomplete"}
 ABOUT_CONTENT = ("response.content_part.", "response.output_text.", "response.reasoning_text.")
 
 

@@ -1,0 +1,1 @@
+"""The OpenAI API: its pure parts, and the gate around scripted applications."""
