@@ -22,6 +22,7 @@ Json = dict[str, Any]
 
 GREEDY_BELOW = 1e-5  # a smaller temperature is greedy, as in /infer
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI has it; a chat goes on to its end
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
 
 
@@ -58,9 +59,24 @@ def refuse_lacking(path: str, body: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_media(messages: Any, param: str) -> None:
+    """BadRequest for pictures and sounds: llama.cpp is started for texts here."""
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in (None, *TEXT_PARTS):
+                raise BadRequest(
+                    f"{param} has a part of type {kind!r}; this pool's engine reads texts only",
+                    param=param,
+                    code="unsupported",
+                )
+
+
 def ask_chat(body: Json, model: ModelInfo) -> Ask:
     """Of /v1/chat/completions."""
     refuse_lacking(CHAT, body)
+    refuse_media(body["messages"], "messages")
     num_top = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
     tools = choose_tools(body)
     if num_top is not None and tools.get("tool_choice") not in (None, "none"):

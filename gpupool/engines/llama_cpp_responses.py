@@ -15,6 +15,7 @@ from gpupool.engines.llama_cpp_ask import (
     choose_tools,
     key_of_chat,
     refuse_lacking,
+    refuse_media,
     seeds_of,
 )
 from gpupool.engines.llama_cpp_fields import RESPONSES
@@ -27,6 +28,7 @@ ABOUT_CONTENT = ("response.content_part.", "response.output_text.", "response.re
 def ask_response(body: Json, model: ModelInfo) -> Part:
     """What llama.cpp is asked."""
     refuse_lacking(RESPONSES, body)
+    refuse_media(body["input"], "input")
     asked = ask_sequence(_as_chat(body), model, body.get("max_output_tokens"))
     asked |= choose_tools(body) | {"input": body["input"]}
     if body.get("instructions") is not None:

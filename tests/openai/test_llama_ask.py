@@ -217,6 +217,13 @@ def test_choices_are_quoted() -> None:
     assert grammar_of_choices(['say "a"\n', "b\\"]) == 'root ::= "say \\"a\\"\\x0a" | "b\\\\"'
 
 
+def test_pictures_are_refused() -> None:
+    parts = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    error = refusal(messages=[{"role": "user", "content": parts}])
+    assert (error.code, error.param) == ("unsupported", "messages")
+    asked(messages=[{"role": "user", "content": parts[:1]}])
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, EMBEDDINGS])
 def test_what_is_lacking_is_refused_by_name_and_its_neutral_values_are_not(path: str) -> None:
     known = fields_of(has_embeddings=True)[path]
