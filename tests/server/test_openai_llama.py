@@ -14,7 +14,9 @@ import psutil
 import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 
+from tests.demo_model import gguf_path
 from tests.pool import Pool, wait_until
+from tests.scrape import scrape, total
 from tests.server.engines import engine_pool
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(300)]
@@ -278,6 +280,80 @@ def test_a_tool_is_called_with_arguments_of_its_schema(
         names, arguments = [call.function.name for call in calls], calls[0].function.arguments
     assert names[0] in (["a", "b"] if choice == "required" else ["b"])
     assert set(json.loads(arguments)) == {"city", "size"}
+
+
+# Responses.
+
+
+def respond(client: OpenAI, **fields: Any) -> Any:
+    asked = {"model": NAME, "input": ASK, "temperature": 0, "max_output_tokens": 12}
+    return client.responses.create(**{**asked, **fields})
+
+
+def test_a_response_is_the_same_text_as_a_chat(pool: Pool, client: OpenAI) -> None:
+    found = respond(client)
+    assert found.output_text == chat(client).choices[0].message.content
+    assert found.usage.input_tokens == count(pool, messages=ASK)
+
+
+def test_a_streamed_response_ends_with_the_whole(client: OpenAI) -> None:
+    events = list(respond(client, stream=True))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == events[-1].response.output_text == respond(client).output_text
+    assert events[0].type == "response.created"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+def test_a_response_that_is_cut_is_incomplete(client: OpenAI) -> None:
+    found = respond(client, max_output_tokens=2)
+    assert (found.status, found.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+def test_a_response_calls_a_tool(client: OpenAI) -> None:
+    function = {"type": "function", **tool("a")["function"]}
+    found = respond(client, tools=[function], tool_choice="required", max_output_tokens=100)
+    (call,) = [item for item in found.output if item.type == "function_call"]
+    assert (call.name, set(json.loads(call.arguments))) == ("a", {"city", "size"})
+
+
+def test_a_response_keeps_to_a_schema(client: OpenAI) -> None:
+    wanted = {"format": {"type": "json_schema", "name": "city", "schema": SCHEMA}}
+    found = respond(client, text=wanted, max_output_tokens=100)
+    assert set(json.loads(found.output_text)) == {"city", "size"}
+
+
+def test_streamed_responses_are_counted(pool: Pool, client: OpenAI) -> None:
+    before = scrape(pool)
+    told = list(respond(client, stream=True))[-1].response.usage
+    after = scrape(pool)
+    name = "gpupool_generated_tokens_total"
+    assert total(after, name) - total(before, name) == told.output_tokens
+
+
+# Embeddings.
+
+
+def test_texts_that_mean_the_same_have_close_embeddings(tmp_path: Path) -> None:
+    own = ("--model_name", str(gguf_path()), "--infer_type", "llama_cpp", "--")
+    with Pool(tmp_path, *own, "--embedding", "--pooling", "mean") as embedding:
+        embedding.wait_ready()
+        texts = ["A cat sat on the mat.", "There was a cat on the mat.", "x = 5; return x"]
+        with OpenAI(base_url=f"{embedding.url}/v1", api_key="none") as asking:
+            found = asking.embeddings.create(model=str(gguf_path()), input=texts)
+            again = asking.embeddings.create(
+                model=str(gguf_path()), input=texts[1], encoding_format="float"
+            )
+        first, second, other = (item.embedding for item in found.data)
+        assert second == pytest.approx(again.data[0].embedding, abs=1e-3)
+        assert dot(first, first) == pytest.approx(1.0, abs=1e-3)
+        assert dot(first, second) > dot(first, other)
+        counted = [count(embedding, prompt=text) for text in texts]
+        assert found.usage.prompt_tokens == sum(counted)
+        assert "Paris" in embedding.infer(PROMPT, **GREEDY)[0]
+
+
+def dot(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
 
 
 # Log-probabilities.
