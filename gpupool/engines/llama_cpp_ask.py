@@ -22,6 +22,7 @@ Json = dict[str, Any]
 
 GREEDY_BELOW = 1e-5  # a smaller temperature is greedy, as in /infer
 DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI has it; a chat goes on to its end
+REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
 
@@ -67,7 +68,7 @@ def refuse_media(messages: Any, param: str) -> None:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in (None, *TEXT_PARTS):
                 raise BadRequest(
-                    f"{param} has a part of type {kind!r}; this pool's engine reads texts only",
+                    f"{param} has a part of type {str(kind)[:60]!r}; this pool's engine reads texts only",
                     param=param,
                     code="unsupported",
                 )
@@ -77,7 +78,7 @@ def ask_chat(body: Json, model: ModelInfo) -> Ask:
     """Of /v1/chat/completions."""
     refuse_lacking(CHAT, body)
     refuse_media(body["messages"], "messages")
-    num_top = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
+    num_top = int(body.get("top_logprobs") or 0) if body.get("logprobs") else None
     tools = choose_tools(body)
     if num_top is not None and tools.get("tool_choice") not in (None, "none"):
         # llama.cpp parses calls out of the text, and most of their tokens are told with no delta.
@@ -104,9 +105,9 @@ def ask_completion(body: Json, model: ModelInfo, control: list[str]) -> Ask:
     """Of /v1/completions. `control`: the model's control tokens, which are kept on demand."""
     refuse_lacking(COMPLETIONS, body)
     common = ask_sequence(body, model, _first(body, "max_tokens") or DEFAULT_MAX_TOKENS)
-    num_top = body.get("logprobs")
+    num_top = None if body.get("logprobs") is None else int(body["logprobs"])
     if num_top is not None:
-        common["n_probs"] = max(int(num_top), 1)
+        common["n_probs"] = max(num_top, 1)
     if body.get("skip_special_tokens") is False:
         common["preserved_tokens"] = control
     parts = tuple(
@@ -178,7 +179,7 @@ def choose_tools(body: Json) -> Json:
         choice = "required"
     elif choice not in (None, "none", "auto", "required"):
         raise BadRequest(
-            f"tool_choice is {choice!r}; it must be none, auto, required or an object that names "
+            f"tool_choice is {str(choice)[:60]!r}; it must be none, auto, required or an object that names "
             "a function",
             param="tool_choice",
         )
@@ -196,10 +197,28 @@ def _template(body: Json) -> Json:
     """What the chat template is told besides messages and tools."""
     names = ("reasoning_format", "add_generation_prompt", "continue_final_message")
     asked = {name: body[name] for name in names if body.get(name) is not None}
-    kwargs = dict(body.get("chat_template_kwargs") or {})
-    if body.get("reasoning_effort") is not None:
-        kwargs.setdefault("reasoning_effort", body["reasoning_effort"])
-    return asked | ({"chat_template_kwargs": kwargs} if kwargs else {})
+    if asked.get("reasoning_format", "auto") not in REASONING_FORMATS:
+        raise BadRequest(
+            f"reasoning_format must be one of {', '.join(REASONING_FORMATS)}",
+            param="reasoning_format",
+        )
+    return asked | template_variables(body, body.get("reasoning_effort"))
+
+
+def template_variables(body: Json, reasoning_effort: Any) -> Json:
+    """Of the chat template's own."""
+    variables = dict(object_in(body, "chat_template_kwargs"))
+    if reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", reasoning_effort)
+    return {"chat_template_kwargs": variables} if variables else {}
+
+
+def object_in(body: Json, name: str) -> Json:
+    """A field that is an object if it is there."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise BadRequest(f"{name} is {str(value)[:60]!r}; send an object", param=name)
+    return value or {}
 
 
 def _prompts(body: Json) -> list[str | list[int]]:

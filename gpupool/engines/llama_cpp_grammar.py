@@ -42,7 +42,7 @@ def _of_response_format(given: Json | None) -> Json:
         return {"json_schema": given.get("schema", ANY_OBJECT)}
     if kind == "json_schema":
         return {"json_schema": given["json_schema"]["schema"]}
-    raise _unsupported(f"response_format of type {kind!r}", "response_format")
+    raise _unsupported(f"response_format of type {kind}", "response_format")
 
 
 def _of_structured_outputs(given: Json | None) -> Json:
@@ -72,7 +72,7 @@ def grammar_of_choices(choices: list[Any]) -> str:
     for choice in choices:
         if not isinstance(choice, str) or not choice:
             raise BadRequest(
-                f"structured_outputs.choice has {choice!r}; it takes texts",
+                f"structured_outputs.choice has {str(choice)[:60]!r}; it takes texts",
                 param="structured_outputs.choice",
             )
     return "root ::= " + " | ".join(f'"{choice.translate(ESCAPED)}"' for choice in choices)

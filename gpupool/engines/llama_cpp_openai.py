@@ -211,7 +211,7 @@ class LlamaOpenAI:
         encoding = body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise BadRequest(
-                f"encoding_format is {encoding!r}; it must be float or base64",
+                f"encoding_format is {str(encoding)[:60]!r}; it must be float or base64",
                 param="encoding_format",
             )
         answers = await _together(

@@ -14,9 +14,11 @@ from gpupool.engines.llama_cpp_ask import (
     ask_sequence,
     choose_tools,
     key_of_chat,
+    object_in,
     refuse_lacking,
     refuse_media,
     seeds_of,
+    template_variables,
 )
 from gpupool.engines.llama_cpp_fields import RESPONSES
 
@@ -33,24 +35,18 @@ def ask_response(body: Json, model: ModelInfo) -> Part:
     asked |= choose_tools(body) | {"input": body["input"]}
     if body.get("instructions") is not None:
         asked["instructions"] = body["instructions"]
-    kwargs = dict(body.get("chat_template_kwargs") or {})
-    effort = (body.get("reasoning") or {}).get("effort")
-    if effort is not None:
-        kwargs.setdefault("reasoning_effort", effort)
-    if kwargs:
-        asked["chat_template_kwargs"] = kwargs
+    asked |= template_variables(body, object_in(body, "reasoning").get("effort"))
     (seed,) = seeds_of(body)
     return Part(asked | seed, key_of_chat(asked, [body.get("instructions"), body["input"]]), 0)
 
 
 def _as_chat(body: Json) -> Json:
     """With text.format as a chat has it."""
-    given = (body.get("text") or {}).get("format")
-    if given is None or given.get("type") != "json_schema":
-        return body | {"response_format": given}
-    return body | {
-        "response_format": {"type": "json_schema", "json_schema": {"schema": given["schema"]}}
-    }
+    given = object_in(object_in(body, "text"), "format")
+    if given.get("type") != "json_schema":
+        return body | {"response_format": given or None}
+    inner = {"schema": object_in(given, "schema")}
+    return body | {"response_format": {"type": "json_schema", "json_schema": inner}}
 
 
 class ResponsesReply:
