@@ -68,7 +68,8 @@ def refuse_media(messages: Any, param: str) -> None:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in (None, *TEXT_PARTS):
                 raise BadRequest(
-                    f"{param} has a part of type {str(kind)[:60]!r}; this pool's engine reads texts only",
+                    f"{param} has a part of type {str(kind)[:60]!r}; this pool's engine reads "
+                    "texts only",
                     param=param,
                     code="unsupported",
                 )
@@ -165,22 +166,14 @@ def seeds_of(body: Json) -> list[Json]:
 
 
 def choose_tools(body: Json) -> Json:
-    """Tools and which of them are to be called; llama.cpp knows no choice of a named one."""
+    """Tools, and whether one is to be called."""
     tools, choice = body.get("tools") or [], body.get("tool_choice")
     if isinstance(choice, dict):
-        function = choice.get("function")
-        # Responses have it flat.
-        name = (function if isinstance(function, dict) else choice).get("name")
-        tools = [tool for tool in tools if tool.get("function", tool).get("name") == name]
-        if choice.get("type") != "function" or not tools:
-            raise BadRequest(
-                "tool_choice must name a function that is among the tools", param="tool_choice"
-            )
-        choice = "required"
+        tools, choice = _named(tools, choice), "required"
     elif choice not in (None, "none", "auto", "required"):
         raise BadRequest(
-            f"tool_choice is {str(choice)[:60]!r}; it must be none, auto, required or an object that names "
-            "a function",
+            f"tool_choice is {str(choice)[:60]!r}; it must be none, auto, required or an object "
+            "that names a function",
             param="tool_choice",
         )
     if not tools:
@@ -191,6 +184,19 @@ def choose_tools(body: Json) -> Json:
     if body.get("parallel_tool_calls") is not None:
         asked["parallel_tool_calls"] = body["parallel_tool_calls"]
     return asked
+
+
+def _named(tools: list[Json], choice: Json) -> list[Json]:
+    """The one tool that is to be called: llama.cpp knows no choice of a named one."""
+    function = choice.get("function")
+    # Responses have it flat.
+    name = (function if isinstance(function, dict) else choice).get("name")
+    found = [tool for tool in tools if tool.get("function", tool).get("name") == name]
+    if choice.get("type") != "function" or not found:
+        raise BadRequest(
+            "tool_choice must name a function that is among the tools", param="tool_choice"
+        )
+    return found
 
 
 def _template(body: Json) -> Json:
@@ -226,7 +232,10 @@ def _prompts(body: Json) -> list[str | list[int]]:
     if prompt is None:
         raise BadRequest("prompt is missing", param="prompt")
     is_one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
-    return [prompt] if is_one else list(prompt)
+    prompts = [prompt] if is_one else list(prompt)
+    if not prompts or not all(isinstance(one, str | list) for one in prompts):
+        raise BadRequest("prompt must be a text, token ids or a list of these", param="prompt")
+    return prompts
 
 
 def _key_of_prompt(prompt: str | list[int]) -> Key:
