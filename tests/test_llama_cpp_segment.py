@@ -102,6 +102,23 @@ def test_prompt_goes_to_the_slot_that_knows_its_beginning() -> None:
     assert third is first
 
 
+def test_a_few_common_bytes_do_not_cost_a_long_conversation_its_slot() -> None:
+    async def run() -> tuple[Slot, Slot]:
+        table = SlotTable(2)
+        async with table.hold(b"[user: a long conversation]") as first:
+            pass
+        async with table.hold(b"[user: Hi]") as second:
+            return first, second
+
+    first, second = asyncio.run(run())
+    assert first is not second
+
+
+def test_keys_of_tokens_and_of_bytes_have_nothing_in_common() -> None:
+    assert num_common(b"ab", (97, 98)) == 0
+    assert num_common(b"abc", b"abd") == 2
+
+
 def test_slots_are_given_first_come_first_served() -> None:
     order: list[int] = []
 

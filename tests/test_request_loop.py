@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -100,6 +102,37 @@ def test_end_ends_running_and_later_requests(requests: Requests) -> None:
     errors = [requests.next_error(), requests.next_error()]
     assert all(isinstance(error, EngineDead) for error in errors)
     assert {str(error) for error in errors} == {"killed"}
+
+
+def test_end_cancels_what_was_spawned_and_what_comes_later_is_refused(
+    requests: Requests,
+) -> None:
+    spawned = requests.loop.spawn(wait_for_ever())
+    requests.loop.end("gone")
+    with pytest.raises(CancelledError):
+        spawned.result(10)
+    with pytest.raises(EngineDead, match="gone"):
+        requests.loop.spawn(wait_for_ever())
+
+
+def test_close_leaves_time_for_last_words_of_what_was_spawned() -> None:
+    """It was cancelled when the end came, and is about to tell its client."""
+    requests = Requests()
+    has_begun, words = threading.Event(), []
+
+    async def work() -> None:
+        try:
+            has_begun.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.1)
+            words.append("sorry")
+            raise
+
+    requests.loop.spawn(work())
+    assert has_begun.wait(10)
+    requests.close()
+    assert words == ["sorry"]
 
 
 def test_first_reason_counts(requests: Requests) -> None:

@@ -11,8 +11,9 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 
@@ -22,6 +23,7 @@ from gpupool.engines.base import (
     Failed,
     Finished,
     ModelInfo,
+    OpenAI,
     Report,
     SamplingParams,
     Scored,
@@ -32,7 +34,10 @@ from gpupool.engines.llama_cpp_arguments import parse_engine_args
 from gpupool.engines.llama_cpp_child import LlamaChild
 from gpupool.engines.llama_cpp_client import LlamaClient
 from gpupool.engines.llama_cpp_defaults import make_params
+from gpupool.engines.llama_cpp_fields import fields_of
 from gpupool.engines.llama_cpp_generation import Generation
+from gpupool.engines.llama_cpp_link import LlamaLink
+from gpupool.engines.llama_cpp_openai import EXIT_NOTICE_S, LlamaOpenAI, Model, leaves
 from gpupool.engines.llama_cpp_scoring import Scorer
 from gpupool.engines.llama_cpp_slots import Slot, SlotTable
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
@@ -44,11 +49,11 @@ from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Work = Callable[[Slot], Awaitable[Finished | Scored]]
 
 POLL_S = 0.1
 WARM_UP_TIMEOUT_S = 600.0
-EXIT_NOTICE_S = 2.0  # between a broken connection and the news that the process is gone
 
 
 class LlamaCppEngine:
@@ -64,7 +69,7 @@ class LlamaCppEngine:
         self._slice = gpu_slice
         self._args = parse_engine_args(settings.engine_args)
         self._progress = time.monotonic()
-        self._num_tokenizing = 0
+        self._num_others = 0  # requests that are not the loop's own
         self._counting = threading.Lock()
         # Nothing was due while nothing ran.
         self._requests = RequestLoop(on_busy=self._note_progress)
@@ -162,15 +167,9 @@ class LlamaCppEngine:
 
     # Requests.
 
-    @property
-    def upstream(self) -> tuple[str, str]:
-        """Unix socket and API key of llama.cpp's own server, which speaks OpenAI's API too."""
-        assert self._child is not None
-        return self._child.socket_path, self._child.secret
-
     def tokenize(self, text: str) -> list[int]:
         """See Engine.tokenize."""
-        self._count_tokenizing(1)
+        self._count_others(1)
         try:
             return self._client.tokenize(text)
         except httpx.HTTPError as error:
@@ -178,7 +177,7 @@ class LlamaCppEngine:
             self._requests.check()
             raise EngineError(f"no answer from llama.cpp: {type(error).__name__}") from error
         finally:
-            self._count_tokenizing(-1)
+            self._count_others(-1)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See engines.base.Decodes."""
@@ -189,9 +188,11 @@ class LlamaCppEngine:
         """See engines.base.Decodes."""
         return self._vocabulary.piece(token)
 
-    def _count_tokenizing(self, change: int) -> None:
+    def _count_others(self, change: int) -> None:
         with self._counting:
-            self._num_tokenizing += change
+            if not self.num_inflight():
+                self._note_progress()
+            self._num_others += change
 
     def generate(
         self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink
@@ -233,6 +234,32 @@ class LlamaCppEngine:
         """See Engine.cancel. Closing the connection is what stops llama.cpp."""
         self._requests.cancel(request_id)
 
+    # llama.cpp's own OpenAI handlers.
+
+    def openai(self) -> OpenAI:
+        """See engines.base.SpeaksOpenAI."""
+        assert self._child is not None
+        app = LlamaOpenAI(
+            LlamaLink(self._child.socket_path, self._child.secret),
+            self._slots,
+            Model(
+                self.model,
+                (self._settings.served_model_name or (self.model.name,))[0],
+                self._vocabulary,
+            ),
+            count=self._count_others,
+            note_progress=self._note_progress,
+        )
+        return OpenAI(app, fields_of(has_embeddings="embedding" in self._args), leaves=leaves)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """See engines.base.SpeaksOpenAI."""
+        return self._requests.spawn(work)
+
+    def is_lost(self) -> bool:
+        """See engines.base.SpeaksOpenAI. The application waits for the news before it fails."""
+        return self._requests.end_reason is not None
+
     # Life and death.
 
     def _note_progress(self) -> None:
@@ -240,7 +267,7 @@ class LlamaCppEngine:
 
     def num_inflight(self) -> int:
         """See Engine.num_inflight. llama.cpp's process tokenizes, too."""
-        return self._requests.num_running + self._num_tokenizing
+        return self._requests.num_running + self._num_others
 
     def last_progress(self) -> float:
         """See Engine.last_progress."""

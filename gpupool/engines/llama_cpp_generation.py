@@ -57,7 +57,7 @@ class Generation:
             )
             segment.body["id_slot"] = slot.number
             await self._run_segment(segment, client.stream(segment.body), scorer, slot)
-            slot.tokens = (*self.prompt, *self._tokens)
+            slot.key = (*self.prompt, *self._tokens)
         if self._reason is None:
             self._give(self._special + self._stops.flush())
         logprobs = None if self.params.logprobs is None else tuple(self._logprobs)

@@ -66,7 +66,7 @@ def plan_segment(
         "ignore_eos": is_below_minimum,
         "return_tokens": True,
         "return_progress": True,
-        **_samplers(params, len(prompt) + params.max_tokens),
+        **samplers(params, len(prompt) + params.max_tokens),
     }
     biases = [*bias.items(), *((token, False) for token in banned)]
     if biases:
@@ -98,10 +98,9 @@ def _undo_prompt(
     return unseen if presence else frozenset()
 
 
-def _samplers(params: SamplingParams, length: int) -> dict[str, Any]:
-    """The chain, named step by step, so that none of llama.cpp's defaults applies.
-
-    The order is vLLM's: penalties, temperature, min_p, top_k, top_p.
+def samplers(params: SamplingParams, length: int) -> dict[str, Any]:
+    """The chain, named step by step, so that none of llama.cpp's defaults applies; penalties look
+    back `length` tokens. The order is vLLM's: penalties, temperature, min_p, top_k, top_p.
     """
     chain: dict[str, dict[str, Any]] = {}
     if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:

@@ -13,13 +13,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
+Key = tuple[int, ...] | bytes
+"""What a sequence begins with: its tokens, or the text they are made of where only llama.cpp,
+which renders the template, knows the tokens. Keys of two kinds have nothing in common."""
+
 
 @dataclass(slots=True)
 class Slot:
-    """One of llama.cpp's slots; `tokens` is what its cache holds."""
+    """One of llama.cpp's slots; `key` is what its cache holds."""
 
     number: int
-    tokens: tuple[int, ...] = ()
+    key: Key = ()
     last_used: int = field(default=-1)
 
 
@@ -32,17 +36,13 @@ class SlotTable:
         self._clock = count()
 
     @asynccontextmanager
-    async def hold(self, prompt: Sequence[int]) -> AsyncIterator[Slot]:
+    async def hold(self, prompt: Sequence[int] | bytes) -> AsyncIterator[Slot]:
         """Wait for a slot and keep it; cancelling the task stops the waiting at once."""
         async with self._turn:
-            tokens = tuple(prompt)
-            # Without anything in common: the one unused longest, whose cache is worth least.
-            slot = max(
-                self._free,
-                key=lambda free: (num_common(free.tokens, tokens), -free.last_used),
-            )
+            key = prompt if isinstance(prompt, bytes) else tuple(prompt)
+            slot = max(self._free, key=lambda free: (_gain(free.key, key), -free.last_used))
             self._free.remove(slot)
-            slot.tokens = tokens
+            slot.key = key
             try:
                 yield slot
             finally:
@@ -50,8 +50,18 @@ class SlotTable:
                 self._free.append(slot)
 
 
-def num_common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many first tokens are the same; by halving, as comparing tuples is fast."""
+def _gain(cached: Key, key: Key) -> int:
+    """How much of a cache a prompt can use, if it is not the smaller part of it: all prompts of a
+    chat begin alike, and none of them is to throw out a long conversation while a slot is there
+    that was unused longer."""
+    common = num_common(cached, key)
+    return common if 2 * common >= len(cached) else 0
+
+
+def num_common(a: Key, b: Key) -> int:
+    """How many first items are the same; by halving, as comparing slices is fast."""
+    if type(a) is not type(b):
+        return 0
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

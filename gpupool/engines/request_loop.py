@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ class RequestLoop:
         self._on_busy = on_busy
         self._end_reason: str | None = None
         self._tasks: dict[str, asyncio.Task[Finished | Scored]] = {}
+        self._spawned: set[asyncio.Task[Any]] = set()  # on the loop only
         # Whoever schedules something on the loop holds it, so that nothing comes after the end.
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -78,6 +79,23 @@ class RequestLoop:
             return future.result()
         except CancelledError:
             raise EngineDead(str(self._end_reason)) from None
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin something that the end cancels; EngineDead if there is no loop any more."""
+        with self._lock:
+            if self._end_reason is None and self._loop is not None:
+                return asyncio.run_coroutine_threadsafe(self._track(coroutine), self._loop)
+        coroutine.close()
+        raise EngineDead(self._end_reason or "the engine is not loaded")
+
+    async def _track(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        self._spawned.add(task)
+        try:
+            return await coroutine
+        finally:
+            self._spawned.discard(task)
 
     def submit(self, outlet: Outlet, work: Work) -> None:
         """Begin a request and return at once."""
@@ -133,7 +151,7 @@ class RequestLoop:
                     self._loop.call_soon_threadsafe(self._cancel_all)
 
     def _cancel_all(self) -> None:
-        for task in list(self._tasks.values()):
+        for task in (*self._tasks.values(), *self._spawned):
             task.cancel()
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -154,7 +172,9 @@ class RequestLoop:
         # Not only the requests: `run` has callers that wait, too.
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
-            task.cancel()
+            # Who was told already may be about to tell a client.
+            if not task.cancelling():
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # The requests' callbacks run.
         await last()

@@ -143,7 +143,7 @@ class Answer:
         kept = []
         for event in body.split(b"\n\n"):
             content = _read_event(event)
-            usage = content.get("usage")
+            usage = content.get("usage") or (content.get("response") or {}).get("usage")
             if usage is None:
                 # Some engines write "usage": null into every event.
                 if content.get("choices"):
