@@ -42,14 +42,16 @@ class Front:
         settings: Settings,
         keys: KeyRing,
         totals: Totals,
-        fanout: Fanout | None,
+        fanout: Fanout | None = None,
     ) -> None:
         self._engine = engine
         self._names = settings.served_model_name or (settings.model_name,)
         self._thread: LoopThread | None = None
         self._own: OwnApp | None = None
-        speaks = isinstance(engine, SpeaksOpenAI)
-        self._behind = self._behind_engine(engine) if speaks else self._behind_own()
+        if isinstance(engine, SpeaksOpenAI):
+            self._behind = self._behind_engine(engine)
+        else:
+            self._behind = self._behind_own()
         self.gate = Gate(
             self._behind,
             keys,
