@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,11 @@ LLAMA_CPP_EXACT = ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-at
 
 @contextmanager
 def engine_pool(
-    name: str, tmp_path: Path, *flags: str, env: Mapping[str, str] = MappingProxyType({})
+    name: str,
+    tmp_path: Path,
+    *flags: str,
+    env: Mapping[str, str] = MappingProxyType({}),
+    engine_args: Sequence[str] = (),
 ) -> Iterator[Pool]:
     """A ready pool of one worker."""
     arguments = {
@@ -27,6 +31,15 @@ def engine_pool(
         "llama_cpp": ["--ctx-size", "16384", *LLAMA_CPP_EXACT],
     }
     model = demo_model.f32_gguf() if name == "llama_cpp" else demo_model.model_folder()
-    own = ["--model_name", str(model), "--infer_type", name, *flags, "--", *arguments[name]]
+    own = [
+        "--model_name",
+        str(model),
+        "--infer_type",
+        name,
+        *flags,
+        "--",
+        *arguments[name],
+        *engine_args,
+    ]
     with Pool(tmp_path, *own, env={"VLLM_CPU_KVCACHE_SPACE": "1", **env}) as pool:
         yield pool.wait_ready(deadline_s=240)

@@ -16,7 +16,12 @@ from tests.pool import Pool, wait_until
 from tests.server.engines import engine_pool
 from tests.server.reference import PROMPTS, scores
 
-NAMES = ("transformers",)
+ENGINE_ARGS = {
+    "vllm": ("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    "transformers": (),
+    "llama_cpp": (),
+}
+NAMES = tuple(ENGINE_ARGS)
 MODEL = "smol"
 TOLERANCE = 1e-2
 
@@ -32,9 +37,10 @@ CITY = {
 TOOLS: list[Any] = [
     {
         "type": "function",
-        "function": {"name": "weather", "description": "The weather", "parameters": CITY},
-    },
-    {"type": "function", "function": {"name": "population", "parameters": CITY}},
+        # vLLM holds the arguments to the schema only if it is told to be strict.
+        "function": {"name": name, "description": what, "parameters": CITY, "strict": True},
+    }
+    for name, what in {"weather": "The weather", "population": "How many live there"}.items()
 ]
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 
@@ -44,7 +50,9 @@ def _pool(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pool]:
     folder = tmp_path_factory.mktemp(request.param)
-    with engine_pool(request.param, folder, "--served_model_name", MODEL) as pool:
+    with engine_pool(
+        request.param, folder, "--served_model_name", MODEL, engine_args=ENGINE_ARGS[request.param]
+    ) as pool:
         yield pool
 
 
@@ -230,6 +238,14 @@ def test_text_follows_a_json_schema(client: openai.OpenAI, seed: int) -> None:
     check_city(answer.choices[0].message.content)
 
 
+@pytest.mark.parametrize("pool", ["vllm", "llama_cpp"], indirect=True)
+def test_a_model_that_was_started_to_generate_has_no_vectors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.embeddings.create(model=MODEL, input="a")
+    assert raised.value.code == "unsupported"
+
+
+@pytest.mark.parametrize("pool", ["transformers"], indirect=True)
 def test_vectors_of_like_texts_are_nearer(client: openai.OpenAI) -> None:
     texts = ["The cat sat on the mat.", "A cat was sitting on a mat.", "x = 5; y = foo(x, 12)"]
     found = client.embeddings.create(model=MODEL, input=texts)
