@@ -194,7 +194,7 @@ def test_many_chats_at_once_are_what_they_are_alone(pool: Pool, client: openai.O
 
 
 def test_named_tool_is_called_with_arguments_of_its_schema(client: openai.OpenAI) -> None:
-    message = chat(client, tools=TOOLS, tool_choice=NAMED).choices[0].message
+    message = chat(client, tools=TOOLS, tool_choice=NAMED, max_tokens=300).choices[0].message
     (call,) = message.tool_calls
     assert call.function.name == "weather"
     check_city(call.function.arguments)
@@ -209,9 +209,11 @@ def test_required_tools_are_called_with_arguments_of_their_schemas(client: opena
 
 
 def test_streamed_tool_call_is_the_whole_one(client: openai.OpenAI) -> None:
-    (whole,) = chat(client, tools=TOOLS, tool_choice=NAMED).choices[0].message.tool_calls
+    (whole,) = (
+        chat(client, tools=TOOLS, tool_choice=NAMED, max_tokens=300).choices[0].message.tool_calls
+    )
     name, arguments = "", ""
-    for chunk in chat(client, tools=TOOLS, tool_choice=NAMED, stream=True):
+    for chunk in chat(client, tools=TOOLS, tool_choice=NAMED, max_tokens=300, stream=True):
         for call in chunk.choices[0].delta.tool_calls or ():
             name += call.function.name or ""
             arguments += call.function.arguments or ""
