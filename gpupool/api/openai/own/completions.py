@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from openai.types import Completion, CompletionChoice, CompletionUsage, completion_choice
 
@@ -190,7 +191,9 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
     if not parts:
         return Piece(text, None)
     names = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
-    lists = {name: [item for part in parts for item in getattr(part, name)] for name in names}
+    lists: dict[str, Any] = {
+        name: [item for part in parts for item in getattr(part, name)] for name in names
+    }
     return Piece(text, completion_choice.Logprobs.model_construct(**lists))
 
 
@@ -212,7 +215,7 @@ def _usage(choices: list[Choice], num_choices: int, num_generated: int) -> Compl
 def _answer(
     query: Query, choices: list[CompletionChoice], usage: CompletionUsage | None = None
 ) -> Completion:
-    told = {} if usage is None else {"usage": usage}
+    told: dict[str, Any] = {} if usage is None else {"usage": usage}
     return Completion.model_construct(
         id=f"cmpl-{query.id}",
         object="text_completion",
