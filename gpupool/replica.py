@@ -42,6 +42,8 @@ class Replica:
         self.error: BaseException | None = None
         self.engine: Engine | None = None
         self.on_change: Callable[[], None] = lambda: None
+        self.before_ready: Callable[[Engine], None] = lambda engine: None
+        """Called on the loading thread, once the engine has loaded."""
 
     @property
     def settings(self) -> Settings:
@@ -74,6 +76,7 @@ class Replica:
         engine = self._boot(gpu_slice, settings, self.report)
         with self._changed:
             self.engine = engine
+        self.before_ready(engine)
         seconds = time.monotonic() - began
         self.enter("ready")
         log.info("model load finished worker=%d seconds=%.1f", self.slot, seconds)

@@ -93,6 +93,7 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         """Make what requests go through; the poller is there."""
         self.keys = self.replica.keys
         self._front: Front | None = None
+        self.replica.before_ready = self._make_front
         self.slots = Slots(self.row)
         self.slots.on_free = self._settle_soon
         self.app.extensions["gpupool.fanout"] = Fanout(
@@ -188,9 +189,10 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _answer_openai(self, conn: Connection) -> None:
         try:
-            front = self._front_of(self.replica.ready_engine())
+            self.replica.ready_engine()
+            assert self._front is not None
             is_last = not self.alive or not self.cfg.keepalive
-            done = front.answer(self.cfg, conn, self.log.access, close_after=is_last)
+            done = self._front.answer(self.cfg, conn, self.log.access, close_after=is_last)
         except EngineDead:
             self.check_engine()
             conn.history.num_moves += 1
@@ -200,10 +202,9 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
         else:
             self._finish_when(done, conn)
 
-    def _front_of(self, engine: Engine) -> Front:
-        if self._front is None:
-            self._front = Front(engine, self.settings, self.keys, self.totals)
-        return self._front
+    def _make_front(self, engine: Engine) -> None:
+        """On the loading thread: it imports for a second."""
+        self._front = Front(engine, self.settings, self.keys, self.totals)
 
     def close_front(self) -> None:
         """The OpenAI API ends with its engine."""
