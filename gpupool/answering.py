@@ -61,7 +61,9 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
 
     def _answer_openai(self, conn: Connection) -> None:
         try:
-            front = self.front_of(self.replica.ready_engine())
+            self.replica.ready_engine()
+            front = self.replica.front
+            assert front is not None
             is_last = not self.alive or not self.cfg.keepalive
             done = front.answer(self.cfg, conn, self.log.access, close_after=is_last)
         except EngineDead:
@@ -73,11 +75,9 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
         else:
             self._finish_when(done, conn)
 
-    def front_of(self, engine: Engine) -> Front:
-        """The OpenAI API of the engine, which is loaded."""
-        if self.replica.front is None:
-            self.replica.front = Front(engine, self.settings, self.keys, self.totals, self.fanout)
-        return self.replica.front
+    def make_front(self, engine: Engine) -> None:
+        """The OpenAI API of the engine; on the loading thread, as it imports for a second."""
+        self.replica.front = Front(engine, self.settings, self.keys, self.totals, self.fanout)
 
     def close_front(self) -> None:
         """The OpenAI API ends with its engine."""

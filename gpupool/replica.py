@@ -48,6 +48,8 @@ class Replica:
         self.front: Front | None = None
         """Speaks the OpenAI API; there from when the engine is ready."""
         self.on_change: Callable[[], None] = lambda: None
+        self.before_ready: Callable[[Engine], None] = lambda engine: None
+        """Called on the loading thread, once the engine has loaded."""
 
     @property
     def settings(self) -> Settings:
@@ -80,6 +82,7 @@ class Replica:
         engine = self._boot(gpu_slice, settings, self.report)
         with self._changed:
             self.engine = engine
+        self.before_ready(engine)
         seconds = time.monotonic() - began
         self.enter("ready")
         log.info("model load finished worker=%d seconds=%.1f", self.slot, seconds)

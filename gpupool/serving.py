@@ -72,6 +72,7 @@ class ServingWorker(AnsweringWorker):
     def open_for_requests(self) -> None:
         """Make what requests go through; the poller is there."""
         self.keys = self.replica.keys
+        self.replica.before_ready = self.make_front
         self.slots = Slots(self.row)
         self.slots.on_free = self._settle_soon
         self.fanout = self.app.extensions["gpupool.fanout"] = Fanout(

@@ -17,7 +17,6 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 from dispatcher import GPUDispatcher
 from gpupool.boot import Boot
 from gpupool.engine_watch import EngineWatch, end_hung_engine
-from gpupool.engines.base import SpeaksOpenAI
 from gpupool.errors import EngineDead
 from gpupool.greeting import greet
 from gpupool.mailbox import Mailboxes
@@ -203,6 +202,4 @@ class PoolWorker(ServingWorker):
         self.row.estimate_s = -1.0 if replica.estimate_s is None else replica.estimate_s
         if replica.engine is not None:
             self.row.slots = min(replica.engine.model.slots, self.settings.threads)
-            if isinstance(replica.engine, SpeaksOpenAI):
-                self.front_of(replica.engine)
         self.admission.settle()

@@ -1,7 +1,7 @@
 """A scripted engine with everything that an engine may offer besides.
 
 A token is a byte. A prompt "...|text" is answered with the text, which then stops; any other with
-its own tokens in turn, until the length. A token's log-probability is -token / 100, and the byte
+its own tokens in turn, until the length. A token's log-probability is -token / 64, and the byte
 before it is better by one. A prompt that begins with ! fails; one that begins with † kills the
 engine after the first token of the answer, and with ‡ before it.
 """
@@ -31,9 +31,9 @@ from tests.engines.scripted import ScriptedEngine
 
 
 def logprob_of(token: int, top: int) -> TokenLogprob:
-    best = [TokenLogprob(token - 1, chr(token - 1), 1 - token / 100)]
-    best += [TokenLogprob(token + i, chr(token + i), -token / 100 - i) for i in range(top)]
-    return TokenLogprob(token, chr(token), -token / 100, tuple(best[:top]))
+    best = [TokenLogprob(token - 1, chr(token - 1), 1 - token / 64)]
+    best += [TokenLogprob(token + i, chr(token + i), -token / 64 - i) for i in range(top)]
+    return TokenLogprob(token, chr(token), -token / 64, tuple(best[:top]))
 
 
 class Talker(ScriptedEngine):

@@ -110,21 +110,20 @@ def test_prompts_scored_together_are_what_they_are_alone(client: Client) -> None
 
 def test_waiting_scores_share_a_pass(client: Client) -> None:
     groups: list[int] = []
-    beside = client.engine._beside
-    assert beside is not None
-    score = beside._score
+    passes = client.engine._passes
+    score = passes.score
 
-    def count(prompts: Any, check: Any) -> Any:
-        groups.append(len(prompts))
-        return score(prompts, check)
+    def count(jobs: Any, check: Any) -> Any:
+        groups.append(len(jobs))
+        return score(jobs, check)
 
-    beside._score = count
+    passes.score = count  # type: ignore[method-assign]
     try:
         prompt = client.tokens(PROMPT)
         answers = [client.start_score(prompt) for _ in range(20)]
         found = [answer.last() for answer in answers]
     finally:
-        beside._score = score
+        passes.score = score  # type: ignore[method-assign]
     assert sum(groups) == 20
     assert len(groups) < 10
     assert all(isinstance(end, Scored) for end in found)

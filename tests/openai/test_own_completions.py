@@ -98,15 +98,15 @@ def test_logprobs_have_the_best_and_the_token_itself(api: Api) -> None:
     (choice,) = api.ask(PATH, prompt="bc", logprobs=2, max_tokens=2)["choices"]
     assert choice["logprobs"] == {
         "tokens": ["b", "c"],
-        "token_logprobs": [-0.98, -0.99],
-        "top_logprobs": [{"a": 0.02, "b": -0.98}, {"b": 0.01, "c": -0.99}],
+        "token_logprobs": [-1.53125, -1.546875],
+        "top_logprobs": [{"a": -0.53125, "b": -1.53125}, {"b": -0.546875, "c": -1.546875}],
         "text_offset": [0, 1],
     }
 
 
 def test_token_that_is_not_among_the_best_is_told_too(api: Api) -> None:
     (choice,) = api.ask(PATH, prompt="b", logprobs=1, max_tokens=1)["choices"]
-    assert choice["logprobs"]["top_logprobs"] == [{"a": 0.02, "b": -0.98}]
+    assert choice["logprobs"]["top_logprobs"] == [{"a": -0.53125, "b": -1.53125}]
 
 
 def test_tokens_can_be_named_by_their_ids(api: Api) -> None:
@@ -123,8 +123,8 @@ def test_echo_without_generation_gives_the_prompts_logprobs(api: Api) -> None:
     assert (first["text"], first["finish_reason"]) == ("bcd", "length")
     assert first["logprobs"] == {
         "tokens": ["b", "c", "d"],
-        "token_logprobs": [None, -0.99, -1.0],
-        "top_logprobs": [None, {"b": 0.01, "c": -0.99}, {"c": 0.0, "d": -1.0}],
+        "token_logprobs": [None, -1.546875, -1.5625],
+        "top_logprobs": [None, {"b": -0.546875, "c": -1.546875}, {"c": -0.5625, "d": -1.5625}],
         "text_offset": [0, 1, 2],
     }
     assert second["logprobs"]["token_logprobs"] == [None]
@@ -134,7 +134,7 @@ def test_echo_without_generation_gives_the_prompts_logprobs(api: Api) -> None:
 def test_echo_comes_before_the_completion(api: Api) -> None:
     (choice,) = api.ask(PATH, prompt="bc", echo=True, logprobs=1, max_tokens=1)["choices"]
     assert choice["text"] == "bcb"
-    assert choice["logprobs"]["token_logprobs"] == [None, -0.99, -0.98]
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.546875, -1.53125]
     assert choice["logprobs"]["text_offset"] == [0, 1, 2]
 
 

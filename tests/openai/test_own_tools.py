@@ -18,9 +18,9 @@ TOOLS = [
     {"type": "function", "function": {"name": "time"}},
 ]
 NAMED = {"type": "function", "function": {"name": "weather"}}
-TWO = '[{"name": "weather", "parameters": {"city": "Köln"}}, {"name": "time", "parameters": {}}]'
+TWO = '[{"name": "weather", "parameters": {"city": "Ulm"}}, {"name": "time", "parameters": {}}]'
 TAGGED = (
-    'Let me see.<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>\n'
+    'Let me see.<tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}</tool_call>\n'
     '<tool_call>{"name": "time", "arguments": {}}</tool_call>\n'
 )
 
@@ -61,8 +61,8 @@ def calls(choice: dict[str, Any]) -> list[list[str]]:
 
 
 def test_named_function_gets_the_text_as_its_arguments(api: Api) -> None:
-    found = ask(api, '{"city": "Köln"}', tool_choice=NAMED)
-    assert calls(found) == [["weather", '{"city": "Köln"}']]
+    found = ask(api, '{"city": "Ulm"}', tool_choice=NAMED)
+    assert calls(found) == [["weather", '{"city": "Ulm"}']]
     assert (found["message"]["content"], found["finish_reason"]) == (None, "stop")
 
 
@@ -76,7 +76,7 @@ def test_named_function_restricts_the_text_to_its_schema(api: Api) -> None:
 
 def test_required_calls_are_a_list(api: Api) -> None:
     found = ask(api, TWO, tool_choice="required")
-    assert calls(found) == [["weather", '{"city": "Köln"}'], ["time", "{}"]]
+    assert calls(found) == [["weather", '{"city": "Ulm"}'], ["time", "{}"]]
     assert (found["message"]["content"], found["finish_reason"]) == (None, "tool_calls")
 
 
@@ -109,14 +109,14 @@ def test_definitions_of_a_function_are_found_from_the_root(api: Api) -> None:
 
 def test_call_that_is_cut_off_is_none(api: Api) -> None:
     found = ask(api, TWO, tool_choice="required", max_tokens=len(TWO.encode()) - 5)
-    assert calls(found) == [["weather", '{"city": "Köln"}']]
+    assert calls(found) == [["weather", '{"city": "Ulm"}']]
     assert found["finish_reason"] == "length"
 
 
 def test_calls_of_the_models_own_accord_are_read_from_their_tags(api: Api) -> None:
     found = ask(api, TAGGED)
     assert found["message"]["content"] == "Let me see."
-    assert calls(found) == [["weather", '{"city": "Köln"}'], ["time", "{}"]]
+    assert calls(found) == [["weather", '{"city": "Ulm"}'], ["time", "{}"]]
     assert found["finish_reason"] == "tool_calls"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from openai.types import CompletionUsage
 from openai.types.chat import (
@@ -17,6 +18,7 @@ from openai.types.chat import (
 )
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.chat.chat_completion_message_function_tool_call import Function
+from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob
 
 from gpupool.api.openai.own.calls import Reader, reader_for
 from gpupool.api.openai.own.conversation import plain_messages, template_options
@@ -154,7 +156,8 @@ async def _stream(query: Query, plan: Plan) -> None:
 
     async with aclosing(query.runner.events(plan.works)) as events:
         async for index, event in events:
-            reader, tokens, reason = readers[index], (), None
+            reader, reason = readers[index], None
+            tokens: tuple[TokenLogprob, ...] = ()
             if isinstance(event, Chunk):
                 deltas, tokens = reader.push(event.text), event.logprobs
                 if tokens and not deltas:
@@ -190,7 +193,7 @@ def _chunk(
     choice: chat_completion_chunk.Choice | None = None,
     usage: CompletionUsage | None = None,
 ) -> ChatCompletionChunk:
-    told = {} if usage is None else {"usage": usage}
+    told: dict[str, Any] = {} if usage is None else {"usage": usage}
     return ChatCompletionChunk(
         id=f"chatcmpl-{query.id}",
         object="chat.completion.chunk",
@@ -201,9 +204,7 @@ def _chunk(
     )
 
 
-def _describe(
-    query: Query, tokens: Sequence[TokenLogprob]
-) -> list[chat_completion.ChatCompletionTokenLogprob]:
+def _describe(query: Query, tokens: Sequence[TokenLogprob]) -> list[ChatCompletionTokenLogprob]:
     by_id = bool(query.body.get("return_tokens_as_token_ids"))
     return [describe_chat_token(query.runner, token, by_id=by_id) for token in tokens]
 

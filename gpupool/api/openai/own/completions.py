@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from openai.types import Completion, CompletionChoice, CompletionUsage, completion_choice
+from openai.types import Completion, CompletionChoice, CompletionUsage
 
-from gpupool.api.openai.own.logprobs import CompletionLogprobs
+from gpupool.api.openai.own.logprobs import CompletionLogprobs, ToldLogprobs
 from gpupool.api.openai.own.prompts import Prompt, read_prompts
 from gpupool.api.openai.own.query import Query
 from gpupool.api.openai.own.runner import Runner, Work
@@ -26,7 +27,13 @@ class Piece:
     """A part of one choice."""
 
     text: str
-    logprobs: completion_choice.Logprobs | None
+    logprobs: ToldLogprobs | None
+
+
+class ToldChoice(CompletionChoice):
+    """In a stream a choice that goes on has no reason of its end, which the type lacks."""
+
+    finish_reason: Literal["stop", "length"] | None  # type: ignore[assignment]
 
 
 class Choice:
@@ -190,13 +197,20 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
     if not parts:
         return Piece(text, None)
     names = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
-    lists = {name: [item for part in parts for item in getattr(part, name)] for name in names}
-    return Piece(text, completion_choice.Logprobs.model_construct(**lists))
+    lists: dict[str, Any] = {
+        name: [item for part in parts for item in getattr(part, name)] for name in names
+    }
+    return Piece(text, ToldLogprobs(**lists))
 
 
 def _choice(choice: Choice, piece: Piece, reason: str | None) -> CompletionChoice:
-    return CompletionChoice.model_construct(
-        index=choice.index, text=piece.text, logprobs=piece.logprobs, finish_reason=reason
+    return ToldChoice.model_validate(
+        {
+            "index": choice.index,
+            "text": piece.text,
+            "logprobs": piece.logprobs,
+            "finish_reason": reason,
+        }
     )
 
 
@@ -212,12 +226,12 @@ def _usage(choices: list[Choice], num_choices: int, num_generated: int) -> Compl
 def _answer(
     query: Query, choices: list[CompletionChoice], usage: CompletionUsage | None = None
 ) -> Completion:
-    told = {} if usage is None else {"usage": usage}
-    return Completion.model_construct(
+    told: dict[str, Any] = {} if usage is None else {"usage": usage}
+    return Completion(
         id=f"cmpl-{query.id}",
         object="text_completion",
         created=query.created,
         model=query.model_name,
-        choices=choices,
+        choices=list(choices),
         **told,
     )

@@ -14,6 +14,13 @@ from gpupool.engines.base import TokenLogprob
 LOWEST = -9999.0  # JSON has no minus infinity
 
 
+class ToldLogprobs(completion_choice.Logprobs):
+    """A text's first token has no value, which the type has no word for."""
+
+    token_logprobs: list[float | None]  # type: ignore[assignment]
+    top_logprobs: list[dict[str, float] | None]  # type: ignore[assignment]
+
+
 class CompletionLogprobs:
     """Of one choice of /v1/completions, piece by piece. Offsets count the characters of the whole
     text; a token that goes on with a character has the offset of that character."""
@@ -24,9 +31,7 @@ class CompletionLogprobs:
         self._reader = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def describe(
-        self, tokens: Sequence[TokenLogprob], *, is_start: bool = False
-    ) -> completion_choice.Logprobs:
+    def describe(self, tokens: Sequence[TokenLogprob], *, is_start: bool = False) -> ToldLogprobs:
         """The next tokens. The first token of a text has no log-probability: `is_start`."""
         offsets = []
         for token in tokens:
@@ -36,11 +41,11 @@ class CompletionLogprobs:
         own = [max(token.logprob, LOWEST) for token in tokens]
         best = [self._best(token) for token in tokens]
         unknown = 1 if is_start else 0
-        return completion_choice.Logprobs.model_construct(
+        return ToldLogprobs(
             text_offset=offsets,
-            token_logprobs=[None] * unknown + own[unknown:],
+            token_logprobs=[*[None] * unknown, *own[unknown:]],
             tokens=[self._name(token) for token in tokens],
-            top_logprobs=[None] * unknown + best[unknown:],
+            top_logprobs=[*[None] * unknown, *best[unknown:]],
         )
 
     def _best(self, token: TokenLogprob) -> dict[str, float]:

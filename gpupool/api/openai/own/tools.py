@@ -67,14 +67,13 @@ def _function_of(tool: dict[str, Any]) -> dict[str, Any]:
     return function
 
 
-def _name_of(choice: Any) -> str | None:
+def _name_of(choice: Any) -> str:
     if not isinstance(choice, dict) or not isinstance(choice.get("function"), dict):
         raise BadRequest(
             f'tool_choice is {show(choice)}; send "none", "auto", "required" or a function\'s name',
             param="tool_choice",
         )
-    name = choice["function"].get("name")
-    return name if isinstance(name, str) else None
+    return str(choice["function"].get("name"))
 
 
 def _parameters_of(function: dict[str, Any]) -> dict[str, Any]:
