@@ -54,6 +54,8 @@ class Model:
     info: ModelInfo
     name: str
     vocabulary: Vocabulary
+    has_tools: bool
+    """Whether its chat template tells it of tools."""
 
     @cached_property
     def control_texts(self) -> list[str]:
@@ -116,7 +118,8 @@ class LlamaOpenAI:
 
     async def _answer(self, path: str, body: Json, out: Outgoing) -> None:
         if path == CHAT:
-            await self._generate(ask_chat(body, self._model.info), out)
+            ask = ask_chat(body, self._model.info, has_tools=self._model.has_tools)
+            await self._generate(ask, out)
         elif path == COMPLETIONS:
             ask = ask_completion(body, self._model.info, self._model.control_texts)
             await self._generate(ask, out)
@@ -149,7 +152,7 @@ class LlamaOpenAI:
 
     async def _respond(self, body: Json, out: Outgoing) -> None:
         reply = ResponsesReply(body, self._model.info, self._model.name)
-        part = ask_response(body, self._model.info)
+        part = ask_response(body, self._model.info, has_tools=self._model.has_tools)
         async with aclosing(self._events_of(RESPONSES, part)) as events:
             async for event in events:
                 told = reply.take(event)

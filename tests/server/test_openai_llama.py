@@ -14,10 +14,10 @@ import psutil
 import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 
-from tests.demo_model import gguf_path
+from tests.demo_model import f32_gguf, gguf_path
 from tests.pool import Pool, wait_until
 from tests.scrape import scrape, total
-from tests.server.engines import engine_pool
+from tests.server.engines import LLAMA_CPP_EXACT, engine_pool
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -38,9 +38,12 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    own = ("--model_name", str(f32_gguf()), "--infer_type", "llama_cpp")
+    engine = ("--ctx-size", str(SLOTS * CONTEXT), *LLAMA_CPP_EXACT)
+    template = ("--chat-template-file", str(Path(__file__).parents[1] / "chat_with_tools.jinja"))
     folder = tmp_path_factory.mktemp("llama")
-    with engine_pool("llama_cpp", folder, "--served_model_name", NAME) as started:
-        yield started
+    with Pool(folder, *own, "--served_model_name", NAME, "--", *engine, *template) as started:
+        yield started.wait_ready()
 
 
 @pytest.fixture(scope="module")
@@ -307,13 +310,6 @@ def test_a_streamed_response_ends_with_the_whole(client: OpenAI) -> None:
 def test_a_response_that_is_cut_is_incomplete(client: OpenAI) -> None:
     found = respond(client, max_output_tokens=2)
     assert (found.status, found.incomplete_details.reason) == ("incomplete", "max_output_tokens")
-
-
-def test_a_response_calls_a_tool(client: OpenAI) -> None:
-    function = {"type": "function", **tool("a")["function"]}
-    found = respond(client, tools=[function], tool_choice="required", max_output_tokens=100)
-    (call,) = [item for item in found.output if item.type == "function_call"]
-    assert (call.name, set(json.loads(call.arguments))) == ("a", {"city", "size"})
 
 
 def test_a_response_keeps_to_a_schema(client: OpenAI) -> None:
