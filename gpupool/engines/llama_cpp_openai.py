@@ -81,6 +81,7 @@ class LlamaOpenAI:
         self._model = model
         self._count = count
         self._note_progress = note_progress
+        self._one_text = asyncio.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request, with an error too."""
@@ -232,8 +233,9 @@ class LlamaOpenAI:
         }
 
     async def _embed_one(self, text: str | list[int], encoding: str) -> Json:
-        # Whatever is in the slot is lost to it, so any will do.
-        async with self._slots.hold(b""):
+        # Texts of different lengths side by side would be computed in steps of the same length,
+        # and llama.cpp would take the mean of the longer one over its last step alone.
+        async with self._one_text, self._slots.hold(b""):
             found = await self._link.ask(EMBEDDINGS, {"input": text, "encoding_format": encoding})
         self._note_progress()
         return found
