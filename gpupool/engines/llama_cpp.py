@@ -141,6 +141,7 @@ class LlamaCppEngine:
             slots=props["total_slots"],
             dtype=props["model_ftype"],
         )
+        self._has_tools = bool(props["chat_template_caps"]["supports_tools"])
 
     def _warm_up(self) -> None:
         """Once through generating and scoring, so that no request is the first."""
@@ -246,6 +247,7 @@ class LlamaCppEngine:
                 self.model,
                 (self._settings.served_model_name or (self.model.name,))[0],
                 self._vocabulary,
+                self._has_tools,
             ),
             count=self._count_others,
             note_progress=self._note_progress,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpupool.engines.base import ModelInfo, SamplingParams
+from gpupool.engines.llama_cpp_calls import schema_of_calls
 from gpupool.engines.llama_cpp_fields import CHAT, COMPLETIONS, LACKING_ON
 from gpupool.engines.llama_cpp_grammar import restriction_of
 from gpupool.engines.llama_cpp_segment import fold_seed, samplers
@@ -44,6 +45,8 @@ class Ask:
     kind: Literal["chat", "completion"]
     parts: tuple[Part, ...]
     stream: bool
+    must_call: bool
+    """Whether every sequence is a call of a tool, as llama_cpp_calls has it."""
     num_top: int | None
     """How many alternatives each token is to be told with; None: no log-probabilities."""
 
@@ -75,13 +78,31 @@ def refuse_media(messages: Any, param: str) -> None:
                 )
 
 
-def ask_chat(body: Json, model: ModelInfo) -> Ask:
-    """Of /v1/chat/completions."""
+def ask_chat(body: Json, model: ModelInfo, *, has_tools: bool) -> Ask:
+    """Of /v1/chat/completions. `has_tools`: the chat template tells the model of tools."""
     refuse_lacking(CHAT, body)
     refuse_media(body["messages"], "messages")
+    tools = choose_tools(body, has_tools=has_tools)
+    common = ask_sequence(body, model, _first(body, "max_completion_tokens", "max_tokens"))
     num_top = int(body.get("top_logprobs") or 0) if body.get("logprobs") else None
-    tools = choose_tools(body)
-    if num_top is not None and tools.get("tool_choice") not in (None, "none"):
+    if num_top is not None:
+        _refuse_logprobs_of_calls(tools)
+        # 0 would be "no log-probabilities" to llama.cpp.
+        common["n_probs"] = max(num_top, 1)
+    must_call = tools.get("tool_choice") == "required"
+    if must_call:
+        if "json_schema" in common or "grammar" in common:
+            raise BadRequest("a text that is a tool call cannot be restricted besides")
+        tools["tool_choice"] = "none"
+        common["json_schema"] = schema_of_calls(callable_tools(body, tools["tools"]))
+    common |= tools | {"messages": body["messages"]} | _template(body)
+    key = key_of_chat(common, body["messages"])
+    parts = tuple(Part(common | seed, key, prompt_index=0) for seed in seeds_of(body))
+    return Ask(CHAT, "chat", parts, bool(body.get("stream")), must_call, num_top)
+
+
+def _refuse_logprobs_of_calls(tools: Json) -> None:
+    if tools.get("tool_choice") not in (None, "none"):
         # llama.cpp parses calls out of the text, and most of their tokens are told with no delta.
         raise BadRequest(
             "logprobs: this pool's engine has them for texts, not for tool calls; send "
@@ -89,17 +110,6 @@ def ask_chat(body: Json, model: ModelInfo) -> Ask:
             param="logprobs",
             code="unsupported",
         )
-    limit = _first(body, "max_completion_tokens", "max_tokens")
-    common = ask_sequence(body, model, limit)
-    if num_top is not None:
-        # 0 would be "no log-probabilities" to llama.cpp.
-        common |= {"logprobs": True, "top_logprobs": max(num_top, 1)}
-    common |= tools | {"messages": body["messages"]} | _template(body)
-    parts = tuple(
-        Part(common | seed, key_of_chat(common, common["messages"]), prompt_index=0)
-        for seed in seeds_of(body)
-    )
-    return Ask(CHAT, "chat", parts, bool(body.get("stream")), num_top)
 
 
 def ask_completion(body: Json, model: ModelInfo, control: list[str]) -> Ask:
@@ -116,7 +126,7 @@ def ask_completion(body: Json, model: ModelInfo, control: list[str]) -> Ask:
         for prompt_index, prompt in enumerate(_prompts(body))
         for seed in seeds_of(body)
     )
-    return Ask(COMPLETIONS, "completion", parts, bool(body.get("stream")), num_top)
+    return Ask(COMPLETIONS, "completion", parts, bool(body.get("stream")), False, num_top)
 
 
 def ask_sequence(body: Json, model: ModelInfo, limit: int | None) -> Json:
@@ -165,11 +175,17 @@ def seeds_of(body: Json) -> list[Json]:
     return [{"seed": fold_seed(seed + place, 0)} for place in range(n)]
 
 
-def choose_tools(body: Json) -> Json:
-    """Tools, and whether one is to be called."""
+def choose_tools(body: Json, *, has_tools: bool) -> Json:
+    """Tools, and whether one is to be called; `callable_tools` says which of them."""
     tools, choice = body.get("tools") or [], body.get("tool_choice")
+    for index, tool in enumerate(tools):
+        if tool.get("type") != "function" or not tool.get("function", tool).get("name"):
+            raise BadRequest(
+                f"tools[{index}] must be of type function and have a name", param=f"tools[{index}]"
+            )
     if isinstance(choice, dict):
-        tools, choice = _named(tools, choice), "required"
+        callable_tools(body, tools)
+        choice = "required"
     elif choice not in (None, "none", "auto", "required"):
         raise BadRequest(
             f"tool_choice is {str(choice)[:60]!r}; it must be none, auto, required or an object "
@@ -180,14 +196,24 @@ def choose_tools(body: Json) -> Json:
         if choice == "required":
             raise BadRequest("tool_choice is required, but there are no tools", param="tool_choice")
         return {}
+    if not has_tools and choice != "none":
+        raise BadRequest(
+            "tools: this model's chat template has no place for tools; set another one with the "
+            "engine argument --chat-template-file, or use another model",
+            param="tools",
+            code="unsupported",
+        )
     asked: Json = {"tools": tools, "tool_choice": choice or "auto"}
     if body.get("parallel_tool_calls") is not None:
         asked["parallel_tool_calls"] = body["parallel_tool_calls"]
     return asked
 
 
-def _named(tools: list[Json], choice: Json) -> list[Json]:
-    """The one tool that is to be called: llama.cpp knows no choice of a named one."""
+def callable_tools(body: Json, tools: list[Json]) -> list[Json]:
+    """Those of the tools that may be called: all, or the one that is named."""
+    choice = body.get("tool_choice")
+    if not isinstance(choice, dict):
+        return tools
     function = choice.get("function")
     # Responses have it flat.
     name = (function if isinstance(function, dict) else choice).get("name")

@@ -35,6 +35,9 @@ def make_params(given: Mapping[str, Any], model: GgufModel, gpu_slice: Slice) ->
     if on_gpu:
         threads = min(threads, MAX_GPU_THREADS)
     batch = GPU_BATCH if on_gpu else CPU_BATCH
+    if given.get("embedding"):
+        # llama.cpp computes the vector of a text in one step or not at all.
+        batch = max(batch, context // slots)
     defaults = {
         "n_gpu_layers": ALL_LAYERS if on_gpu else 0,
         "cpuparams.n_threads": threads,

@@ -1,7 +1,7 @@
-"""Streams of llama.cpp's own server, one connection each (worker process, the engine's loop).
+"""Requests to llama.cpp's own server, one connection each (worker process, the engine's loop).
 
-h11 on a bare asyncio stream: httpx takes several times as long for each event, and a token of a
-stream is an event.
+A token of a stream is an event, and an HTTP client that can do everything takes longer over one
+than all the rest of the way to the client. This reads what one server writes, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import h11
-
 from gpupool.errors import BadRequest, EngineError, RequestError
 
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-Talk = tuple[h11.Connection, asyncio.StreamReader]
 
 CONNECT_TIMEOUT_S = 30.0
-READ_BYTES = 64 << 10
 OK = 200
 NOT_SUPPORTED = 501
 EVENT_END = b"\n\n"
@@ -45,10 +41,10 @@ class LlamaLink:
 
         Closing the iterator closes the connection, which is what stops the generation.
         """
-        async with self._asking(path, body) as (http, reader):
+        async with self._asking(path, body) as answer:
             pending = b""
-            while isinstance(data := await _next_event(http, reader), h11.Data):
-                whole, _, pending = (pending + data.data).rpartition(EVENT_END)
+            while piece := await answer.next_piece():
+                whole, _, pending = (pending + piece).rpartition(EVENT_END)
                 for line in whole.splitlines():
                     event = _read_line(line)
                     if event is not None:
@@ -56,21 +52,21 @@ class LlamaLink:
 
     async def ask(self, path: str, body: Json) -> Json:
         """An answer of one piece."""
-        async with self._asking(path, body) as (http, reader):
-            return _read(await _rest(http, reader))
+        async with self._asking(path, body) as answer:
+            return _read(await answer.rest())
 
     @asynccontextmanager
-    async def _asking(self, path: str, body: Json) -> AsyncIterator[Talk]:
+    async def _asking(self, path: str, body: Json) -> AsyncIterator[Answer]:
         """A connection on which a request was sent and a good answer begins."""
-        http = h11.Connection(h11.CLIENT)
         reader, writer = await self._connect()
         try:
-            writer.write(self._request(http, path, json.dumps(body).encode()))
-            head = await _next_event(http, reader)
-            if head.status_code != OK:
-                raise error_of(head.status_code, _read(await _rest(http, reader)))
-            yield http, reader
-        except (OSError, h11.ProtocolError) as error:
+            writer.write(self._request(path, json.dumps(body).encode()))
+            answer = Answer(reader)
+            status = await answer.read_head()
+            if status != OK:
+                raise error_of(status, _read(await answer.rest()))
+            yield answer
+        except (OSError, EOFError, asyncio.LimitOverrunError) as error:
             raise LinkBroken(f"the connection broke: {error!r}") from error
         finally:
             writer.close()
@@ -82,35 +78,52 @@ class LlamaLink:
         except (OSError, TimeoutError) as error:
             raise LinkBroken(f"no connection: {error!r}") from error
 
-    def _request(self, http: h11.Connection, path: str, body: bytes) -> bytes:
+    def _request(self, path: str, body: bytes) -> bytes:
         # A new connection each: the server ends idle ones without notice, so that a request on
         # a kept one may be lost, and each kept one would hold one of its threads.
-        headers = [
-            ("Host", "llama.cpp"),
-            ("Authorization", f"Bearer {self._secret}"),
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))),
-            ("Connection", "close"),
-        ]
-        parts = (
-            http.send(h11.Request(method="POST", target=path, headers=headers)),
-            http.send(h11.Data(data=body)),
-            http.send(h11.EndOfMessage()),
+        lines = (
+            f"POST {path} HTTP/1.1",
+            "Host: llama.cpp",
+            f"Authorization: Bearer {self._secret}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
         )
-        return b"".join(part for part in parts if part)
+        return "\r\n".join((*lines, "", "")).encode() + body
 
 
-async def _next_event(http: h11.Connection, reader: asyncio.StreamReader) -> Any:
-    while (event := http.next_event()) is h11.NEED_DATA:
-        http.receive_data(await reader.read(READ_BYTES))
-    return event
+class Answer:
+    """One answer on its connection; EOFError if it ends early."""
 
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._is_chunked = False
+        self._length = 0
 
-async def _rest(http: h11.Connection, reader: asyncio.StreamReader) -> bytes:
-    body = b""
-    while isinstance(data := await _next_event(http, reader), h11.Data):
-        body += data.data
-    return body
+    async def read_head(self) -> int:
+        """The status."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        status, _, rest = head.partition("\r\n")
+        fields = dict(line.split(": ", 1) for line in rest.split("\r\n") if ": " in line)
+        self._is_chunked = fields.get("transfer-encoding") == "chunked"
+        self._length = int(fields.get("content-length", 0))
+        return int(status.split()[1])
+
+    async def next_piece(self) -> bytes:
+        """A part of the body, b"" after the last one."""
+        if not self._is_chunked:
+            length, self._length = self._length, 0
+            return await self._reader.readexactly(length)
+        line = await self._reader.readuntil(b"\r\n")
+        size = int(line, 16)
+        return (await self._reader.readexactly(size + 2))[:-2]
+
+    async def rest(self) -> bytes:
+        """What is left of the body."""
+        pieces = []
+        while piece := await self.next_piece():
+            pieces.append(piece)
+        return b"".join(pieces)
 
 
 def _read_line(line: bytes) -> Json | None:
@@ -127,7 +140,7 @@ def _read_line(line: bytes) -> Json | None:
 
 def _read(body: bytes) -> Json:
     try:
-        answer = json.loads(body)
+        answer = json.loads(body.decode())
     except ValueError:
         return {}
     return answer if isinstance(answer, dict) else {}

@@ -54,6 +54,8 @@ class Model:
     info: ModelInfo
     name: str
     vocabulary: Vocabulary
+    has_tools: bool
+    """Whether its chat template tells it of tools."""
 
     @cached_property
     def control_texts(self) -> list[str]:
@@ -79,6 +81,7 @@ class LlamaOpenAI:
         self._model = model
         self._count = count
         self._note_progress = note_progress
+        self._one_text = asyncio.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request, with an error too."""
@@ -116,7 +119,8 @@ class LlamaOpenAI:
 
     async def _answer(self, path: str, body: Json, out: Outgoing) -> None:
         if path == CHAT:
-            await self._generate(ask_chat(body, self._model.info), out)
+            ask = ask_chat(body, self._model.info, has_tools=self._model.has_tools)
+            await self._generate(ask, out)
         elif path == COMPLETIONS:
             ask = ask_completion(body, self._model.info, self._model.control_texts)
             await self._generate(ask, out)
@@ -149,7 +153,7 @@ class LlamaOpenAI:
 
     async def _respond(self, body: Json, out: Outgoing) -> None:
         reply = ResponsesReply(body, self._model.info, self._model.name)
-        part = ask_response(body, self._model.info)
+        part = ask_response(body, self._model.info, has_tools=self._model.has_tools)
         async with aclosing(self._events_of(RESPONSES, part)) as events:
             async for event in events:
                 told = reply.take(event)
@@ -229,8 +233,9 @@ class LlamaOpenAI:
         }
 
     async def _embed_one(self, text: str | list[int], encoding: str) -> Json:
-        # Whatever is in the slot is lost to it, so any will do.
-        async with self._slots.hold(b""):
+        # Texts of different lengths side by side would be computed in steps of the same length,
+        # and llama.cpp would take the mean of the longer one over its last step alone.
+        async with self._one_text, self._slots.hold(b""):
             found = await self._link.ask(EMBEDDINGS, {"input": text, "encoding_format": encoding})
         self._note_progress()
         return found

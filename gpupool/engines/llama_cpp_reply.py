@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpupool.engines.llama_cpp_ask import Ask
+from gpupool.engines.llama_cpp_calls import CallReader
 
 Json = dict[str, Any]
 
@@ -32,6 +33,7 @@ class Choice:
     usage: Json | None = None
     has_role: bool = False
     offset: int = 0  # characters told with log-probabilities
+    reader: CallReader = field(default_factory=CallReader)
 
 
 class Reply:
@@ -98,13 +100,13 @@ class Reply:
         """Everything."""
         choices = []
         for index, choice in enumerate(self._choices):
-            content = (
-                {"message": _message(choice)}
-                if self._is_chat
-                else {"text": "".join(choice.texts.get("text", ()))}
-            )
-            content["logprobs"] = self._render_logprobs(choice, choice.logprobs)
-            choices.append({"index": index, **content, "finish_reason": choice.finish_reason})
+            told: Json = {"index": index}
+            if self._is_chat:
+                told["message"] = _message(choice)
+            else:
+                told["text"] = "".join(choice.texts.get("text", ()))
+            told["logprobs"] = self._render_logprobs(choice, choice.logprobs)
+            choices.append(told | {"finish_reason": choice.finish_reason})
         return self._head | {"choices": choices, "usage": self._usage()}
 
     # Both.
@@ -123,15 +125,20 @@ class Reply:
             return None
         told = event["choices"][0]
         reason = told.get("finish_reason")
-        choice.finish_reason = reason or choice.finish_reason
         logprobs = (told.get("logprobs") or {}).get("content") or []
         if self._is_chat:
             # llama.cpp tells the role in an event of its own.
             delta = {name: value for name, value in told["delta"].items() if name != "role"}
             if delta.get("content", "") is None:
                 del delta["content"]
+            if self._ask.must_call:
+                reason = "tool_calls" if reason == "stop" else reason
+                call = choice.reader.read(delta.pop("content", ""))
+                if call is not None:
+                    delta["tool_calls"] = [call]
         else:
             delta = {"text": told["text"]} if told["text"] else {}
+        choice.finish_reason = reason or choice.finish_reason
         return delta, logprobs, reason
 
     def _render_logprobs(self, choice: Choice, entries: list[Json]) -> Json | None:

@@ -12,6 +12,7 @@ from gpupool.engines.base import ModelInfo
 from gpupool.engines.llama_cpp_ask import (
     Part,
     ask_sequence,
+    callable_tools,
     choose_tools,
     key_of_chat,
     object_in,
@@ -27,12 +28,15 @@ Json = dict[str, Any]
 ABOUT_CONTENT = ("response.content_part.", "response.output_text.", "response.reasoning_text.")
 
 
-def ask_response(body: Json, model: ModelInfo) -> Part:
-    """What llama.cpp is asked."""
+def ask_response(body: Json, model: ModelInfo, *, has_tools: bool) -> Part:
+    """What llama.cpp is asked. Its own way to require a call is used here."""
     refuse_lacking(RESPONSES, body)
     refuse_media(body["input"], "input")
     asked = ask_sequence(_as_chat(body), model, body.get("max_output_tokens"))
-    asked |= choose_tools(body) | {"input": body["input"]}
+    tools = choose_tools(body, has_tools=has_tools)
+    if tools:
+        tools["tools"] = callable_tools(body, tools["tools"])
+    asked |= tools | {"input": body["input"]}
     if body.get("instructions") is not None:
         asked["instructions"] = body["instructions"]
     asked |= template_variables(body, object_in(body, "reasoning").get("effort"))

@@ -92,6 +92,9 @@ class RequestLoop:
         task = asyncio.current_task()
         assert task is not None
         self._spawned.add(task)
+        if self._end_reason is not None:
+            # The end came before this began. It takes its first step, so that it can clean up.
+            asyncio.get_running_loop().call_soon(_cancel_once, task)
         try:
             return await coroutine
         finally:
@@ -152,7 +155,7 @@ class RequestLoop:
 
     def _cancel_all(self) -> None:
         for task in (*self._tasks.values(), *self._spawned):
-            task.cancel()
+            _cancel_once(task)
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """After `end`: run what is left to do on the loop and stop its thread; idempotent."""
@@ -172,9 +175,13 @@ class RequestLoop:
         # Not only the requests: `run` has callers that wait, too.
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
-            # Who was told already may be about to tell a client.
-            if not task.cancelling():
-                task.cancel()
+            _cancel_once(task)
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # The requests' callbacks run.
         await last()
+
+
+def _cancel_once(task: asyncio.Task[Any]) -> None:
+    """Who was told already may be about to tell a client."""
+    if not task.cancelling():
+        task.cancel()

@@ -139,7 +139,7 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
     app = LlamaOpenAI(
         LlamaLink(str(folder / "s"), "secret"),
         SlotTable(MODEL.slots),
-        Model(MODEL, "served", byte_level(b"a", b"b", b"c")),
+        Model(MODEL, "served", byte_level(b"a", b"b", b"c"), has_tools=True),
         count=lambda change: found[0].count(change),
         note_progress=lambda: found[0].note_progress(),
     )

@@ -236,8 +236,8 @@ def test_each_text_has_an_embedding_in_its_place(run: Run) -> None:
     assert status == 200
     assert [item["index"] for item in answer["data"]] == [0, 1, 2]
     assert answer["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
-    assert sorted(map(str, inputs)) == sorted(map(str, ["a", [1, 2], "c"]))
-    assert most == 2
+    assert inputs == ["a", [1, 2], "c"]
+    assert most == 1  # side by side, llama.cpp computes them wrongly
 
 
 def test_a_chat_is_asked_for_at_llama_cpps_own_route(run: Run) -> None:

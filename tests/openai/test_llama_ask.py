@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from gpupool.engines.base import ModelInfo
 from gpupool.engines.llama_cpp_ask import Ask, ask_chat, ask_completion, refuse_lacking
+from gpupool.engines.llama_cpp_calls import CallReader, schema_of_calls
 from gpupool.engines.llama_cpp_fields import CHAT, COMPLETIONS, EMBEDDINGS, LACKING_ON, fields_of
 from gpupool.engines.llama_cpp_grammar import grammar_of_choices
 from gpupool.engines.llama_cpp_openai import leaves
@@ -23,8 +25,8 @@ def tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
 
 
-def chat(**fields: Any) -> Ask:
-    return ask_chat({"messages": MESSAGES, **fields}, MODEL)
+def chat(*, has_tools: bool = True, **fields: Any) -> Ask:
+    return ask_chat({"messages": MESSAGES, **fields}, MODEL, has_tools=has_tools)
 
 
 def completion(prompt: Any = "Hi", **fields: Any) -> Ask:
@@ -85,8 +87,8 @@ def test_idle_fields_do_not_reach_llama_cpp() -> None:
         ({"ignore_eos": True}, {"ignore_eos": True}),
         ({"logit_bias": {"5": 1}}, {"logit_bias": {"5": 1}}),
         ({"stop": ["a", "b"]}, {"stop": ["a", "b"]}),
-        ({"logprobs": True}, {"logprobs": True, "top_logprobs": 1}),
-        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        ({"logprobs": True}, {"n_probs": 1}),
+        ({"logprobs": True, "top_logprobs": 3}, {"n_probs": 3}),
         ({"reasoning_effort": "low"}, {"chat_template_kwargs": {"reasoning_effort": "low"}}),
     ],
     ids=lambda value: "-".join(value),
@@ -132,16 +134,49 @@ def test_special_tokens_are_kept_on_demand() -> None:
     assert "preserved_tokens" not in completion().parts[0].body
 
 
-def test_a_named_tool_is_the_only_one_and_required() -> None:
-    choice = {"type": "function", "function": {"name": "b"}}
-    body = asked(tools=[tool("a"), tool("b")], tool_choice=choice)
-    assert (body["tools"], body["tool_choice"]) == ([tool("b")], "required")
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "b"}}])
+def test_a_call_that_is_required_is_a_text_of_a_schema(choice: Any) -> None:
+    (part,) = (ask := chat(tools=[tool("a"), tool("b")], tool_choice=choice)).parts
+    calls = part.body["json_schema"]["$defs"].values()
+    names = [call["properties"]["name"]["const"] for call in calls]
+    assert names == (["a", "b"] if choice == "required" else ["b"])
+    # The model is told of both, or what it has computed of them could not be used again.
+    assert (part.body["tools"], part.body["tool_choice"]) == ([tool("a"), tool("b")], "none")
+    assert ask.must_call
 
 
-@pytest.mark.parametrize("choice", ["none", "auto", "required"])
-def test_other_choices_of_tools_are_passed_on(choice: str) -> None:
-    body = asked(tools=[tool("a")], tool_choice=choice, parallel_tool_calls=False)
-    assert (body["tool_choice"], body["parallel_tool_calls"]) == (choice, False)
+@pytest.mark.parametrize("choice", [None, "none", "auto"])
+def test_calls_that_may_be_made_are_llama_cpps_affair(choice: str | None) -> None:
+    (part,) = (ask := chat(tools=[tool("a")], tool_choice=choice)).parts
+    assert part.body["tool_choice"] == (choice or "auto")
+    assert "json_schema" not in part.body
+    assert not ask.must_call
+
+
+def test_tools_that_the_template_does_not_tell_of_are_refused() -> None:
+    with pytest.raises(BadRequest) as caught:
+        chat(tools=[tool("a")], has_tools=False)
+    assert (caught.value.param, caught.value.code) == ("tools", "unsupported")
+    chat(tools=[tool("a")], tool_choice="none", has_tools=False)
+
+
+def test_references_of_a_tools_schema_lead_there() -> None:
+    schema = {"$defs": {"c": {"type": "string"}}, "properties": {"x": {"$ref": "#/$defs/c"}}}
+    found = schema_of_calls([{"function": {"name": "a", "parameters": schema}}])
+    arguments = found["$defs"]["call0"]["properties"]["arguments"]
+    assert arguments["properties"]["x"] == {"$ref": "#/$defs/call0/properties/arguments/$defs/c"}
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_call_is_read_as_it_comes(size: int) -> None:
+    text = ' {"name": "say \\"x\\"", "arguments": {"a": {"b": "}"} } }'
+    reader = CallReader()
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    deltas = [delta for piece in pieces if (delta := reader.read(piece)) is not None]
+    assert deltas[0]["function"]["name"] == 'say "x"'
+    assert all("id" not in delta for delta in deltas[1:])
+    arguments = "".join(delta["function"]["arguments"] for delta in deltas)
+    assert json.loads(arguments) == {"a": {"b": "}"}}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +195,7 @@ def test_a_choice_of_no_tool_is_refused(fields: dict[str, Any]) -> None:
 
 def test_logprobs_of_tool_calls_are_refused() -> None:
     assert refusal(tools=[tool("a")], logprobs=True).code == "unsupported"
-    assert asked(tools=[tool("a")], tool_choice="none", logprobs=True)["logprobs"] is True
+    assert asked(tools=[tool("a")], tool_choice="none", logprobs=True)["n_probs"] == 1
 
 
 @pytest.mark.parametrize(

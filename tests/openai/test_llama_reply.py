@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from gpupool.engines.base import ModelInfo
 from gpupool.engines.llama_cpp_ask import ask_chat, ask_completion
 from gpupool.engines.llama_cpp_reply import Reply
@@ -17,7 +19,7 @@ Json = dict[str, Any]
 
 
 def chat_reply(**fields: Any) -> Reply:
-    return Reply(ask_chat({"messages": MESSAGES, **fields}, MODEL), "served")
+    return Reply(ask_chat({"messages": MESSAGES, **fields}, MODEL, has_tools=True), "served")
 
 
 def completion_reply(prompt: Any = "Hi", **fields: Any) -> Reply:
@@ -156,6 +158,20 @@ def test_pieces_make_tool_calls() -> None:
         {"name": "f", "arguments": "{}"},
         {"name": "g", "arguments": "[]"},
     ]
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_a_text_that_must_be_a_call_is_told_as_one(reason: str) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    asked: Json = {"tools": [tool], "tool_choice": "required"}
+    told = [{"content": '{"name": "f", '}, {"content": '"arguments": {}'}, {"content": "}"}]
+    events = [event(ROLE), *map(event, told), event(reason=reason)]
+    choice = gathered(chat_reply(**asked), *events, usage())["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": "{}"}
+    assert choice["finish_reason"] == ("tool_calls" if reason == "stop" else "length")
+    chunk, *_ = chunks(chat_reply(stream=True, **asked), *events)
+    assert chunk["choices"][0]["delta"]["content"] is None
 
 
 def test_alternatives_that_were_not_asked_for_are_not_told() -> None:

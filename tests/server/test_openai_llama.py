@@ -14,16 +14,16 @@ import psutil
 import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 
-from tests.demo_model import gguf_path
+from tests.demo_model import f32_gguf, gguf_path
 from tests.pool import Pool, wait_until
 from tests.scrape import scrape, total
-from tests.server.engines import engine_pool
+from tests.server.engines import LLAMA_CPP_EXACT, engine_pool
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(300)]
 
 NAME = "smol"
 SLOTS = 8
-CONTEXT = 2048
+CONTEXT = 1024
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PROMPT = "The capital of France is"
 ASK: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
@@ -38,9 +38,12 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    own = ("--model_name", str(f32_gguf()), "--infer_type", "llama_cpp")
+    engine = ("--ctx-size", str(SLOTS * CONTEXT), *LLAMA_CPP_EXACT)
+    template = ("--chat-template-file", str(Path(__file__).parents[1] / "chat_with_tools.jinja"))
     folder = tmp_path_factory.mktemp("llama")
-    with engine_pool("llama_cpp", folder, "--served_model_name", NAME) as started:
-        yield started
+    with Pool(folder, *own, "--served_model_name", NAME, "--", *engine, *template) as started:
+        yield started.wait_ready()
 
 
 @pytest.fixture(scope="module")
@@ -309,13 +312,6 @@ def test_a_response_that_is_cut_is_incomplete(client: OpenAI) -> None:
     assert (found.status, found.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
 
-def test_a_response_calls_a_tool(client: OpenAI) -> None:
-    function = {"type": "function", **tool("a")["function"]}
-    found = respond(client, tools=[function], tool_choice="required", max_output_tokens=100)
-    (call,) = [item for item in found.output if item.type == "function_call"]
-    assert (call.name, set(json.loads(call.arguments))) == ("a", {"city", "size"})
-
-
 def test_a_response_keeps_to_a_schema(client: OpenAI) -> None:
     wanted = {"format": {"type": "json_schema", "name": "city", "schema": SCHEMA}}
     found = respond(client, text=wanted, max_output_tokens=100)
@@ -340,15 +336,19 @@ def test_texts_that_mean_the_same_have_close_embeddings(tmp_path: Path) -> None:
         texts = ["A cat sat on the mat.", "There was a cat on the mat.", "x = 5; return x"]
         with OpenAI(base_url=f"{embedding.url}/v1", api_key="none") as asking:
             found = asking.embeddings.create(model=str(gguf_path()), input=texts)
+            running = embedding.send_infer(PROMPT, max_tokens=1000, ignore_eos=True)
             again = asking.embeddings.create(
                 model=str(gguf_path()), input=texts[1], encoding_format="float"
             )
+            running.close()
+            long = asking.embeddings.create(model=str(gguf_path()), input="word " * 300)
         first, second, other = (item.embedding for item in found.data)
         assert second == pytest.approx(again.data[0].embedding, abs=1e-3)
         assert dot(first, first) == pytest.approx(1.0, abs=1e-3)
         assert dot(first, second) > dot(first, other)
         counted = [count(embedding, prompt=text) for text in texts]
         assert found.usage.prompt_tokens == sum(counted)
+        assert long.usage.prompt_tokens > 300
         assert "Paris" in embedding.infer(PROMPT, **GREEDY)[0]
 
 
@@ -410,7 +410,7 @@ def test_a_grammar_that_is_none_is_refused(pool: Pool) -> None:
 # Clients that leave.
 
 
-def start_chat(pool: Pool, *, stream: bool, num_tokens: int = 1900) -> socket.socket:
+def start_chat(pool: Pool, *, stream: bool, num_tokens: int = 900) -> socket.socket:
     """One that runs for long."""
     fields = {"stream": stream, "ignore_eos": True, "max_tokens": num_tokens, "seed": 1}
     body = json.dumps({"messages": ASK, **fields})
@@ -507,7 +507,7 @@ def test_a_stream_whose_engine_dies_ends_with_an_error(tmp_path: Path) -> None:
 def test_a_request_whose_engine_dies_before_its_answer_is_run_again(tmp_path: Path) -> None:
     with (
         engine_pool("llama_cpp", tmp_path) as mortal,
-        start_chat(mortal, stream=False, num_tokens=200) as client,
+        start_chat(mortal, stream=False, num_tokens=100) as client,
     ):
         child = processes(mortal)[1]
         wait_until(lambda: not is_idle(child), what="llama.cpp at work")
