@@ -112,16 +112,11 @@ def draw_starts(index: int, count: int) -> list[float]:
 class _Reader(asyncio.Protocol):
     """One connection, for one request."""
 
-    def __init__(self, request: bytes, over: asyncio.Future[None]) -> None:
-        self._request = request
+    def __init__(self, over: asyncio.Future[None]) -> None:
         self._over = over
         # Two lists of plain values, as the garbage collector has nothing to look for in them.
         self.times: list[float] = []
         self.pieces: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self.times.append(time.monotonic())
@@ -182,10 +177,9 @@ async def _stream(
         over = loop.create_future()
         asked_at = time.monotonic()
         async with asyncio.timeout(TIMEOUT_S):
-            transport, reader = await loop.create_connection(
-                lambda: _Reader(request, over), host, port
-            )
+            transport, reader = await loop.create_connection(lambda: _Reader(over), host, port)
             try:
+                transport.write(request)
                 await over
             finally:
                 transport.close()
