@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import balance, report, rounds
+from benchmarks import balance, report, rounds, streams
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.report import NAMES
 from tests.demo_model import model_folder
@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         type=int,
-        help=f"default: {ROUNDS}; of each scene of {balance.NAME}: {balance.NUM_ROUNDS}",
+        help=f"default: {ROUNDS}; of each scene of {balance.NAME}: {balance.NUM_ROUNDS}, "
+        f"of {streams.NAME}: {streams.NUM_ROUNDS}",
     )
     parser.add_argument("--only", choices=NAMES, help="default: all")
     parser.add_argument(
@@ -70,6 +71,10 @@ def measure(
             num_rounds = num_rounds or balance.NUM_ROUNDS
             result = balance.run(num_rounds, Path(folder), quiet_timeout_s)
             series = balance.series_of(result)
+        elif name == streams.NAME:
+            num_rounds = num_rounds or streams.NUM_ROUNDS
+            result = streams.run(num_rounds, Path(folder), quiet_timeout_s)
+            series = streams.series_of(result)
         else:
             num_rounds = num_rounds or ROUNDS
             model_folder()

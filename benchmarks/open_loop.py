@@ -118,12 +118,14 @@ class Offered:
         }
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(
+    seconds: Sequence[float], shares: Sequence[int] = PERCENTILES, digits: int = 1
+) -> dict[str, float]:
     """By rank, in milliseconds; of nothing, none."""
     ranked = sorted(seconds)
     return {
-        str(share): round(1000 * ranked[max(0, math.ceil(len(ranked) * share / 100) - 1)], 1)
-        for share in PERCENTILES
+        str(share): round(1000 * ranked[max(0, math.ceil(len(ranked) * share / 100) - 1)], digits)
+        for share in shares
         if ranked
     }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import balance, balance_report, plot
+from benchmarks import balance, balance_report, plot, streams, streams_report
 from benchmarks.experiments import EXPERIMENTS, Comparison, Experiment
 from benchmarks.rounds import counts, median, rates, ratios
 from benchmarks.table import describe_circumstances, render_spread, render_table
@@ -16,7 +16,12 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / balance_report.PLOT
-NAMES = (*EXPERIMENTS, balance.NAME)
+OWN_SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    balance.NAME: (balance_report.TITLE, balance_report.render_section),
+    streams.NAME: (streams_report.TITLE, streams_report.render_section),
+}
+"""Title and text of what is not an experiment of whole batches."""
+NAMES = (*EXPERIMENTS, *OWN_SECTIONS)
 
 HEAD = """\
 # Benchmarks
@@ -28,11 +33,11 @@ All contenders run one after the other in each round, in changing order; ratios 
 round, and the median of them is the result. A lost or short answer makes the round invalid; a
 round in which others used the machine is repeated.
 
-In all sections but the last, the model is SmolLM2-135M-Instruct in bfloat16 on vLLM's CPU build:
-small, so that the share of everything around the model is large. Every request has one prompt of
-about 30 tokens, new in each round, and gets exactly 64 tokens (greedy, `ignore_eos`); all requests
-of a run are sent at once. All engines have the same arguments (eager, no prefix cache, the same
-batch limits) and stay loaded and idle while others run. The bare engine's time is that of
+In all sections but the last two, the model is SmolLM2-135M-Instruct in bfloat16 on vLLM's CPU
+build: small, so that the share of everything around the model is large. Every request has one
+prompt of about 30 tokens, new in each round, and gets exactly 64 tokens (greedy, `ignore_eos`); all
+requests of a run are sent at once. All engines have the same arguments (eager, no prefix cache, the
+same batch limits) and stay loaded and idle while others run. The bare engine's time is that of
 `LLM.generate` alone; the others' is from the first request sent to the last answer read.
 """
 
@@ -71,13 +76,13 @@ def write_documents() -> None:
 
 def render(name: str, result: Mapping[str, Any]) -> str:
     """The section of an experiment."""
-    if name == balance.NAME:
-        return balance_report.render_section(result)
+    if name in OWN_SECTIONS:
+        return OWN_SECTIONS[name][1](result)
     return render_section(EXPERIMENTS[name], result)
 
 
 def _title(name: str) -> str:
-    return balance_report.TITLE if name == balance.NAME else EXPERIMENTS[name].title
+    return OWN_SECTIONS[name][0] if name in OWN_SECTIONS else EXPERIMENTS[name].title
 
 
 def render_section(experiment: Experiment, result: Mapping[str, Any]) -> str:

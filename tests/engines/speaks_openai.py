@@ -1,12 +1,14 @@
 """The scripted engine with an OpenAI application of its own: /v1/completions, a token an event.
 
 Dies like DiesOnDemand, and refuses prompts that begin with a question mark. What the
-event loop still runs is told by the metric scripted_openai_tasks.
+event loop still runs is told by the metric scripted_openai_tasks, and what the garbage collector
+leaves alone by scripted_frozen_objects.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import Coroutine
@@ -54,6 +56,8 @@ class SpeaksOpenAI(DiesOnDemand):
         return (
             "# TYPE scripted_openai_tasks gauge\n"
             f"scripted_openai_tasks {len(asyncio.all_tasks(self._loop))}\n"
+            "# TYPE scripted_frozen_objects gauge\n"
+            f"scripted_frozen_objects {gc.get_freeze_count()}\n"
         )
 
     def die(self) -> None:

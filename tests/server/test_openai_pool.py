@@ -59,11 +59,20 @@ def running(pool: Pool) -> int:
     return sum(worker["running"] for worker in pool.workers())
 
 
-def tasks(pool: Pool) -> int:
+def told(pool: Pool, metric: str) -> list[int]:
+    """By each worker's engine."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", pool.port)) as connection:
         connection.request("GET", "/metrics")
         lines = connection.getresponse().read().decode().splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("scripted_openai"))
+    return [int(float(line.split()[-1])) for line in lines if line.startswith(metric)]
+
+
+def tasks(pool: Pool) -> int:
+    return sum(told(pool, "scripted_openai_tasks"))
+
+
+def test_the_garbage_collector_never_stops_the_streams_for_what_was_loaded(pool: Pool) -> None:
+    assert min(told(pool, "scripted_frozen_objects")) > 10_000
 
 
 def test_an_answer(pool: Pool) -> None:
