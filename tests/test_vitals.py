@@ -91,10 +91,10 @@ own = b"x" * (64 << 20)
 if os.fork() == 0:
     own_of_child = b"y" * (64 << 20)
     shared[:] = own_of_child
-    os.write(1, b"child\n")  # print() writes the text and its end by themselves
+    os.write(1, b"child\\n")  # print() writes the text and its end by themselves
     signal.pause()
 shared[:] = own
-os.write(1, b"parent\n")
+os.write(1, b"parent\\n")
 signal.pause()
 """
 
