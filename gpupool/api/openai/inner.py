@@ -14,7 +14,7 @@ from gpupool.api.openai.answer import error_of, read_answer
 from gpupool.api.openai.checks import Able, Body
 from gpupool.batch import Answered, OpenAIJob, Outcome
 from gpupool.engines.base import Failed
-from gpupool.errors import EngineDead, EngineError
+from gpupool.errors import EngineDead, EngineError, RequestError
 from gpupool.exchange import SPEC, App, Message, Receive, Send
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,8 @@ async def run_part(behind: Behind, job: OpenAIJob) -> Answered | Failed:
 
     try:
         await run(behind, job.path, job.body, uuid.uuid4().hex, receive, send)
+    except RequestError as error:
+        return Failed(error)
     except Exception:
         log.exception("unexpected error on a part of %s", job.path)
         return Failed(EngineError("the engine failed on this request; the server's log says why"))

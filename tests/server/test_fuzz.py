@@ -1,0 +1,95 @@
+"""Whatever a client sends is answered, and never with a failure of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.pool import SCRIPTED, Pool
+from tests.server.bodies import raw_bodies
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(3600)]
+
+NUM_CASES = [2_000, pytest.param(100_000, marks=pytest.mark.slow)]
+MAX_GROWTH = 24 << 20
+
+
+@pytest.fixture(scope="module", name="pool")
+def _pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    flags = (*SCRIPTED, "--", "--token-s", "0.00001", "--context", "64", "--slots", "8")
+    with Pool(tmp_path_factory.mktemp("fuzz"), *flags) as pool:
+        yield pool.wait_ready()
+
+
+def schemas(pool: Pool) -> dict[str, Any]:
+    """The body of each route that takes one."""
+    status, document = pool.get("/openapi.json")
+    assert status == 200
+    return {
+        path: methods["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for path, methods in document["paths"].items()
+        if "post" in methods
+    }
+
+
+def ask(connection: http.client.HTTPConnection, path: str, raw: bytes) -> None:
+    """Fails unless the answer is one, or a mistake of the client's in the one shape."""
+    connection.request("POST", path, raw, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    content = response.read()
+    assert response.status < 500, (path, raw, content)
+    if response.status >= 400:
+        assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
+
+
+def memory(pool: Pool) -> int:
+    return int(psutil.Process(pool.workers()[0]["pid"]).memory_full_info().uss)
+
+
+@pytest.mark.parametrize("count", NUM_CASES)
+def test_nothing_that_is_sent_is_our_fault(pool: Pool, count: int) -> None:
+    cases = st.one_of(
+        [st.tuples(st.just(path), raw_bodies(schema)) for path, schema in schemas(pool).items()]
+    )
+    worker = pool.workers()[0]["pid"]
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", pool.port, 60)) as connection:
+
+        @settings(
+            max_examples=count,
+            deadline=None,
+            database=None,
+            derandomize=count < 10_000,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(cases)
+        def send(case: tuple[str, bytes]) -> None:
+            ask(connection, *case)
+
+        warm_up(connection, schemas(pool))
+        before = memory(pool)
+        send()
+        grown = memory(pool) - before
+    print(f"{count} bodies; the worker grew by {grown >> 10} KiB")
+    assert pool.workers()[0]["pid"] == worker
+    assert grown < MAX_GROWTH
+
+
+def warm_up(connection: http.client.HTTPConnection, paths: dict[str, Any]) -> None:
+    """Whatever is imported or made on first use."""
+    for path in paths:
+        for _ in range(100):
+            ask(connection, path, b'{"instances": "a", "prompt": "a", "input": "a"}')
+
+
+def test_the_pool_still_answers(pool: Pool, tmp_path: Path) -> None:
+    assert pool.infer("ab", max_tokens=4) == ["abab"]
+    assert pool.workers()[0]["running"] == 0
