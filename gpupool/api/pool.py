@@ -8,6 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify
 
 from gpupool import __version__, capabilities
+from gpupool.api.openai.routes import MODELS, find
 from gpupool.replica import Replica
 from gpupool.scoreboard import Scoreboard
 from gpupool.totals import served
@@ -27,6 +28,9 @@ def index() -> Response:
         str(rule): sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
         for rule in current_app.url_map.iter_rules()
     }
+    if replica.front is not None:
+        routes[MODELS] = ["GET"]
+        routes |= {path: ["POST"] for path in sorted(replica.front.able.fields) if find(path)}
     return jsonify(
         name="gpupool",
         version=__version__,

