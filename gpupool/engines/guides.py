@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from gpupool.engines.base import Failed, Grammar
@@ -70,6 +71,11 @@ class GuideMaker:
         self._lock = threading.Lock()
         self._reason: str | None = None
         threading.Thread(target=self._work, name="grammars", daemon=True).start()
+
+    @property
+    def is_able(self) -> bool:
+        """Whether there can be any grammar: the library is there, and the model can end."""
+        return find_spec("xgrammar") is not None and bool(self._end_tokens)
 
     @property
     def num_inflight(self) -> int:
@@ -141,16 +147,14 @@ class GuideMaker:
         return self._compiler.compile_json_schema(schema, **blanks)
 
     def _make_compiler(self) -> Any:
-        try:
-            import xgrammar
-        except ImportError:
+        if not self.is_able:
             raise BadRequest(
-                "this server has no xgrammar, which restricts texts; its operator installs it "
-                "with gpupool[transformers]",
+                "this server restricts no texts: its model has no end token, or xgrammar is not "
+                "installed (pip install 'gpupool[transformers]')",
                 code="unsupported",
-            ) from None
-        if not self._end_tokens:
-            raise BadRequest("this model has no end token, so no grammar ends", code="unsupported")
+            )
+        import xgrammar
+
         info = xgrammar.TokenizerInfo.from_huggingface(
             self._tokenizer, vocab_size=self._vocab_size, stop_token_ids=self._end_tokens
         )

@@ -22,6 +22,7 @@ from gpupool.engines.base import (
     Event,
     Failed,
     Finished,
+    Grammar,
     ModelInfo,
     Report,
     SamplingParams,
@@ -141,6 +142,9 @@ class TransformersEngine:
         )
         beam = SamplingParams(max_tokens=2, beam_width=2, num_beams_returned=1)
         _wait(lambda sink: self.generate("warm-up", prompt, params, sink))
+        if self._guides is not None and self._guides.is_able:
+            bound = SamplingParams(max_tokens=2, grammar=Grammar("json_object"))
+            _wait(lambda sink: self.generate("warm-up", prompt, bound, sink))
         _wait(lambda sink: self.score("warm-up", prompt, sink, top=1))
         _wait(lambda sink: self.embed("warm-up", prompt, sink))
         _wait(lambda sink: self.beam_search("warm-up", prompt, beam, sink))
