@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
@@ -107,12 +107,40 @@ def test_end_ends_running_and_later_requests(requests: Requests) -> None:
 def test_end_cancels_what_was_spawned_and_what_comes_later_is_refused(
     requests: Requests,
 ) -> None:
-    spawned = requests.loop.spawn(wait_for_ever())
+    has_begun = threading.Event()
+
+    async def begin() -> None:
+        has_begun.set()
+        await wait_for_ever()
+
+    spawned = requests.loop.spawn(begin())
+    assert has_begun.wait(10)
     requests.loop.end("gone")
     with pytest.raises(CancelledError):
         spawned.result(10)
     with pytest.raises(EngineDead, match="gone"):
         requests.loop.spawn(wait_for_ever())
+
+
+def test_what_was_spawned_just_before_the_end_is_cancelled_after_its_first_step(
+    requests: Requests,
+) -> None:
+    """It is not among what runs when the end looks for that."""
+    has_begun = threading.Event()
+
+    async def begin() -> None:
+        has_begun.set()
+        await wait_for_ever()
+
+    async def spawn_and_end() -> Future[None]:
+        spawned = requests.loop.spawn(begin())
+        requests.loop.end("gone")
+        return spawned
+
+    spawned = requests.loop.run(spawn_and_end())
+    with pytest.raises(CancelledError):
+        spawned.result(10)
+    assert has_begun.is_set()
 
 
 def test_close_leaves_time_for_last_words_of_what_was_spawned() -> None:
