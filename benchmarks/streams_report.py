@@ -13,10 +13,10 @@ TITLE = "Streams against vLLM's own server"
 
 TEXT = """\
 What the way from the engine to the client costs. Both contenders run vLLM's OpenAI application in
-front of the same scripted engine, each in one process on the same core, the load client is on
-another one. The engine gives every stream a token each {step_ms:g} ms, all at the same tick, as a
-step of a batch does, and costs the same in both. Streams are `POST /v1/completions` of {tokens}
-tokens, each on a connection of its own, and begin within one second at times from a fixed seed.
+front of the same scripted engine, on the same one core; the load client is on another. The engine
+gives every stream a token each {step_ms:g} ms, all at the same tick, as a step of a batch does.
+Streams are `POST /v1/completions` of {tokens} tokens, each on a connection of its own, and begin
+within one second at times from a fixed seed.
 
 The text of a token tells when its request reached the engine and when the token was due, by the
 monotonic clock that all processes of the machine share; so a loop that is late for its engine is

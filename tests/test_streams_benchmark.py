@@ -21,13 +21,14 @@ from benchmarks.ticks import Ticks
 
 @pytest.mark.server
 @pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "start", [streams.start_pool, streams.start_uvicorn], ids=["pool", "uvicorn"]
 )
 def test_every_stream_has_all_tokens_at_the_engines_pace(start: Any, tmp_path: Path) -> None:
     start_one: Start[Site] = start()
     with start_one(tmp_path, (0,)) as site:
-        found = stream_load.stream(site, streams.MODEL, [0.0, 0.01, 0.02], 10)
+        found = stream_load.stream(site, streams.MODEL, [0.0, 0.01, 0.02], 50)
     assert found.find_fault() is None
     made = [[token.stamp.made_at for token in answer.tokens] for answer in found.answers if answer]
     steps = [(at - made[0][0]) / STEP_S for one in made for at in one]
