@@ -174,11 +174,14 @@ class Pool:
 
     def send_infer(self, instances: Any, **params: Any) -> socket.socket:
         """Ask and do not wait for the answer; the connection."""
-        body = json.dumps({"instances": instances, "params": params})
-        client = socket.create_connection(("127.0.0.1", self.port))
-        client.sendall(
-            f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-        )
+        return self.send("/infer", {"instances": instances, "params": params})
+
+    def send(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """POST and do not wait for the answer; the connection."""
+        raw = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        client.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         return client
 
     def workers(self) -> list[dict[str, Any]]:

@@ -37,17 +37,6 @@ def body_of(prompt: Any, **fields: Any) -> dict[str, Any]:
     return {"model": "M", "prompt": prompt, "max_tokens": 5} | fields
 
 
-def send(pool: Pool, body: dict[str, Any], path: str = PATH) -> socket.socket:
-    raw = json.dumps(body).encode()
-    client = socket.create_connection(("127.0.0.1", pool.port), timeout=30)
-    client.sendall(
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(raw)}\r\n\r\n".encode()
-        + raw
-    )
-    return client
-
-
 def read(client: socket.socket) -> tuple[int, bytes]:
     with contextlib.closing(client):
         response = http.client.HTTPResponse(client)
@@ -83,7 +72,7 @@ def test_an_answer(pool: Pool) -> None:
 
 
 def test_a_stream_comes_token_by_token(pool: Pool) -> None:
-    client = send(pool, body_of("ab", max_tokens=30, stream=True))
+    client = pool.send(PATH, body_of("ab", max_tokens=30, stream=True))
     response = http.client.HTTPResponse(client)
     response.begin()
     times = []
@@ -109,16 +98,16 @@ def test_a_connection_takes_one_request_after_the_other(pool: Pool) -> None:
 
 
 def test_requests_go_to_the_idler_worker(pool: Pool) -> None:
-    clients = [send(pool, body_of("ab", max_tokens=60)) for _ in range(4)]
+    clients = [pool.send(PATH, body_of("ab", max_tokens=60)) for _ in range(4)]
     wait_until(lambda: running(pool) == 4, 5, "running requests")
     assert [worker["running"] for worker in pool.workers()] == [2, 2]
     assert [read(client)[0] for client in clients] == [200] * 4
 
 
 def test_with_a_full_room_the_next_is_told_at_once(pool: Pool) -> None:
-    clients = [send(pool, body_of("ab", max_tokens=100)) for _ in range(8)]
+    clients = [pool.send(PATH, body_of("ab", max_tokens=100)) for _ in range(8)]
     wait_until(lambda: running(pool) == 8, 5, "full slots")
-    clients += [send(pool, body_of("ab")) for _ in range(3)]
+    clients += [pool.send(PATH, body_of("ab")) for _ in range(3)]
     wait_until(lambda: sum(worker["waiting"] for worker in pool.workers()) == 3, 5, "a full room")
     began = time.monotonic()
     status, answer = pool.post(PATH, body_of("ab"))
@@ -152,7 +141,7 @@ def test_clients_that_leave_leave_nothing_behind(pool: Pool, stream: bool, count
     wait_until(lambda: running(pool) == 0, 5, "idle slots")
     before = tasks(pool)
     for _ in range(count // 10):
-        clients = [send(pool, body_of("ab", max_tokens=900, stream=stream)) for _ in range(10)]
+        clients = [pool.send(PATH, body_of("ab", max_tokens=900, stream=stream)) for _ in range(10)]
         for client in clients[: 8 if stream else 0]:
             assert client.recv(1)
         for client in clients:
@@ -163,7 +152,7 @@ def test_clients_that_leave_leave_nothing_behind(pool: Pool, stream: bool, count
 
 
 def test_a_client_that_leaves_frees_its_slot_at_once(pool: Pool) -> None:
-    with send(pool, body_of("ab", max_tokens=900, stream=True)) as client:
+    with pool.send(PATH, body_of("ab", max_tokens=900, stream=True)) as client:
         assert client.recv(1)
         assert running(pool) == 1
     wait_until(lambda: running(pool) == 0, 0.7, "a free slot")
@@ -179,7 +168,7 @@ def test_tokens_are_counted(pool: Pool) -> None:
 
     before = generated()
     pool.post(PATH, body_of("ab", max_tokens=7))
-    read(send(pool, body_of("ab", max_tokens=8, stream=True)))
+    read(pool.send(PATH, body_of("ab", max_tokens=8, stream=True)))
     pool.post(PATH, body_of(["ab", "cd"], max_tokens=9))
     assert generated() - before == 7 + 8 + 18
 
@@ -210,7 +199,7 @@ def test_a_request_waits_for_the_model(tmp_path: Path) -> None:
 def test_a_request_whose_engine_dies_is_answered_by_the_next(tmp_path: Path) -> None:
     with Pool(tmp_path, *SPEAKS, "--", "--token-s", "0.02") as pool:
         pool.wait_ready()
-        clients = [send(pool, body_of("ab", max_tokens=50)) for _ in range(3)]
+        clients = [pool.send(PATH, body_of("ab", max_tokens=50)) for _ in range(3)]
         wait_until(lambda: running(pool) == 3, 5, "running requests")
         # What kills every engine it meets is told so in the end.
         assert pool.post(PATH, body_of("die"))[0] == 503
@@ -220,7 +209,7 @@ def test_a_request_whose_engine_dies_is_answered_by_the_next(tmp_path: Path) -> 
 def test_a_stream_whose_engine_dies_ends_with_an_error(tmp_path: Path) -> None:
     with Pool(tmp_path, *SPEAKS, "--", "--token-s", "0.02") as pool:
         pool.wait_ready()
-        client = send(pool, body_of("ab", max_tokens=500, stream=True))
+        client = pool.send(PATH, body_of("ab", max_tokens=500, stream=True))
         wait_until(lambda: running(pool) == 1, 5, "a running stream")
         pool.post("/infer", {"instances": "die"})
         status, events = read(client)  # whole: the end of the last chunk is there
@@ -232,7 +221,7 @@ def test_a_stream_whose_engine_dies_ends_with_an_error(tmp_path: Path) -> None:
 def test_streams_that_run_are_finished_when_the_pool_ends(tmp_path: Path) -> None:
     with Pool(tmp_path, *SPEAKS, "--", "--token-s", "0.02") as pool:
         pool.wait_ready()
-        client = send(pool, body_of("ab", max_tokens=60, stream=True))
+        client = pool.send(PATH, body_of("ab", max_tokens=60, stream=True))
         wait_until(lambda: running(pool) == 1, 5, "a running stream")
         pool.process.send_signal(signal.SIGTERM)
         assert b"[DONE]" in read(client)[1]

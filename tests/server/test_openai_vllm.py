@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -143,17 +142,6 @@ def num_threads(pool: Pool) -> int:
     return len(list(Path(f"/proc/{pool.workers()[0]['pid']}/task").iterdir()))
 
 
-def send(pool: Pool, body: dict[str, Any]) -> socket.socket:
-    raw = json.dumps(body).encode()
-    client = socket.create_connection(("127.0.0.1", pool.port), timeout=60)
-    client.sendall(
-        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(raw)}\r\n\r\n".encode()
-        + raw
-    )
-    return client
-
-
 @pytest.mark.parametrize("count", NUM_BROKEN)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_clients_that_leave_leave_nothing_behind(pool: Pool, stream: bool, count: int) -> None:
@@ -168,7 +156,7 @@ def test_clients_that_leave_leave_nothing_behind(pool: Pool, stream: bool, count
 def leave(pool: Pool, body: dict[str, Any], count: int) -> None:
     """Ask, ten at a time, and leave amid the answer; returns when the engine is idle again."""
     for _ in range(count // 10):
-        clients = [send(pool, body) for _ in range(10)]
+        clients = [pool.send(CHAT, body) for _ in range(10)]
         for client in clients[: 8 if body["stream"] else 0]:
             assert client.recv(1)
         for client in clients:
@@ -182,7 +170,7 @@ def test_tokens_are_counted_as_vllm_counts_them(pool: Pool) -> None:
     wait_until(lambda: in_engine(pool) == 0, 20, "an idle engine")
     before = metric(pool, ours), metric(pool, theirs)
     pool.post(CHAT, HELLO | {"max_tokens": 7, "ignore_eos": True})
-    with send(pool, HELLO | {"max_tokens": 9, "ignore_eos": True, "stream": True}) as client:
+    with pool.send(CHAT, HELLO | {"max_tokens": 9, "ignore_eos": True, "stream": True}) as client:
         response = http.client.HTTPResponse(client)
         response.begin()
         assert b"[DONE]" in response.read()
