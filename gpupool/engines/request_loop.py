@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from gpupool.engines.base import Failed, Finished, Scored
 from gpupool.engines.outlet import Outlet
+from gpupool.engines.spawned import Spawned, cancel_once
 from gpupool.errors import Cancelled, EngineDead, EngineError, RequestError
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class RequestLoop:
         self._on_busy = on_busy
         self._end_reason: str | None = None
         self._tasks: dict[str, asyncio.Task[Finished | Scored]] = {}
-        self._spawned: set[asyncio.Task[Any]] = set()  # on the loop only
+        self._spawned = Spawned()
         # Whoever schedules something on the loop holds it, so that nothing comes after the end.
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,21 +85,9 @@ class RequestLoop:
         """Begin something that the end cancels; EngineDead if there is no loop any more."""
         with self._lock:
             if self._end_reason is None and self._loop is not None:
-                return asyncio.run_coroutine_threadsafe(self._track(coroutine), self._loop)
+                return asyncio.run_coroutine_threadsafe(self._spawned.track(coroutine), self._loop)
         coroutine.close()
         raise EngineDead(self._end_reason or "the engine is not loaded")
-
-    async def _track(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        self._spawned.add(task)
-        if self._end_reason is not None:
-            # The end came before this began. It takes its first step, so that it can clean up.
-            asyncio.get_running_loop().call_soon(_cancel_once, task)
-        try:
-            return await coroutine
-        finally:
-            self._spawned.discard(task)
 
     def submit(self, outlet: Outlet, work: Work) -> None:
         """Begin a request and return at once."""
@@ -154,8 +143,9 @@ class RequestLoop:
                     self._loop.call_soon_threadsafe(self._cancel_all)
 
     def _cancel_all(self) -> None:
-        for task in (*self._tasks.values(), *self._spawned):
-            _cancel_once(task)
+        for task in self._tasks.values():
+            cancel_once(task)
+        self._spawned.end()
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """After `end`: run what is left to do on the loop and stop its thread; idempotent."""
@@ -175,13 +165,7 @@ class RequestLoop:
         # Not only the requests: `run` has callers that wait, too.
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
-            _cancel_once(task)
+            cancel_once(task)
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # The requests' callbacks run.
         await last()
-
-
-def _cancel_once(task: asyncio.Task[Any]) -> None:
-    """Who was told already may be about to tell a client."""
-    if not task.cancelling():
-        task.cancel()

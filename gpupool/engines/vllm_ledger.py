@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from gpupool.engines import vllm_sampling as sampling
 from gpupool.engines.base import Event, Failed
+from gpupool.engines.spawned import Spawned
 from gpupool.engines.vllm_request import Request
 from gpupool.errors import Cancelled, EngineDead
 
@@ -39,7 +40,7 @@ class Ledger:
         self._find_cause = find_cause
         self._lock = threading.Lock()
         self._requests: dict[str, Request] = {}
-        self._spawned: set[asyncio.Task[Any]] = set()  # on the loop only
+        self._spawned = Spawned()
         self.dead_reason: str | None = None
 
     def __len__(self) -> int:
@@ -89,18 +90,9 @@ class Ledger:
         """Run something on the loop; EngineDead if there is none any more."""
         with self._lock:
             if self.dead_reason is None:
-                return asyncio.run_coroutine_threadsafe(self._track(work), self.loop)
+                return asyncio.run_coroutine_threadsafe(self._spawned.track(work), self.loop)
         work.close()
         raise EngineDead(self.dead_reason)
-
-    async def _track(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        self._spawned.add(task)
-        try:
-            return await work
-        finally:
-            self._spawned.discard(task)
 
     def cancel(self, request_id: str) -> None:
         """Stop one request; unknown ones are ignored."""
@@ -115,12 +107,8 @@ class Ledger:
             if self.dead_reason is None:
                 self.dead_reason = reason
                 if hasattr(self, "loop"):
-                    self.loop.call_soon_threadsafe(self._cancel_spawned)
+                    self.loop.call_soon_threadsafe(self._spawned.end)
             requests = list(self._requests.values())
             self._requests.clear()
         for request in requests:
             request.end(Failed(EngineDead(self.dead_reason)))
-
-    def _cancel_spawned(self) -> None:
-        for task in self._spawned:
-            task.cancel()
