@@ -37,7 +37,7 @@ async def _serve(args: Namespace) -> None:
     client = PacedClient(read_config(args))
     address, sock = setup_server(args, reuse_port=False)
     try:
-        ending = await build_and_serve(client, address, sock, args)  # type: ignore[arg-type]
+        ending = await build_and_serve(client, address, sock, args)
         await ending
     finally:
         sock.close()

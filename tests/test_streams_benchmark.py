@@ -22,6 +22,7 @@ from benchmarks.ticks import Ticks
 @pytest.mark.server
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "start", [streams.start_pool, streams.start_uvicorn], ids=["pool", "uvicorn"]
 )
