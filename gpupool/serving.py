@@ -203,7 +203,7 @@ class ServingWorker(ThreadWorker):  # type: ignore[misc]
             self._finish_when(done, conn)
 
     def _make_front(self, engine: Engine) -> None:
-        """On the loading thread: it imports for a second."""
+        """On the loading thread."""
         self._front = Front(engine, self.settings, self.keys, self.totals)
 
     def close_front(self) -> None:

@@ -22,11 +22,12 @@ PURE: dict[str, set[str]] = {
     "gpupool.roll": set(),
     "gpupool.partition": {"gpupool.gpus"},
     "gpupool.api.params": {
-        "gpupool.capabilities",
+        "gpupool.api.values",
         "gpupool.engines.base",
         "gpupool.errors",
         "gpupool.nearest",
     },
+    "gpupool.api.values": {"gpupool.capabilities", "gpupool.engines.base", "gpupool.errors"},
 }
 MASTER = {"gunicorn_conf", "dispatcher", "gpupool.hooks", "gpupool.master", "gpupool.worker"}
 MASTER |= {"gpupool.preflight", "gpupool.gpu_guard", "gpupool.gpu_watch", "gpupool.notify"}
