@@ -5,6 +5,7 @@ Importing this module loads nothing; boot runs once, on the worker's boot thread
 
 from __future__ import annotations
 
+from gpupool.api.openai.own.app import find_handlers
 from gpupool.app import create_app
 from gpupool.engines.base import Engine, Report
 from gpupool.engines.transformers import TransformersEngine
@@ -16,6 +17,7 @@ def boot(gpu_slice: Slice, settings: Settings, report: Report) -> Engine:
     """Take the slice, load the model onto it, warm its batch up; return it ready to answer."""
     engine = TransformersEngine(settings, gpu_slice)
     engine.load(report)
+    find_handlers()  # Now, and not while the first request of the OpenAI API waits.
     return engine
 
 

@@ -9,11 +9,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from gpupool.api.openai.checks import Able
 from gpupool.api.openai.gate import Gate
 from gpupool.api.openai.inner import Behind, run_part
+from gpupool.api.openai.own.app import OwnApp
 from gpupool.batch import Answered, OpenAIJob
 from gpupool.call import answering
 from gpupool.connection import Connection
@@ -24,9 +25,6 @@ from gpupool.fanout import Fanout
 from gpupool.keys import KeyRing
 from gpupool.settings import Settings
 from gpupool.totals import Totals
-
-if TYPE_CHECKING:
-    from gpupool.api.openai.own.app import OwnApp
 
 T = TypeVar("T")
 
@@ -88,9 +86,6 @@ class Front:
         )
 
     def _make_own(self) -> OwnApp:
-        # Imported here, as it takes a while and many megabytes that the master has no use for.
-        from gpupool.api.openai.own.app import OwnApp
-
         self._own = OwnApp(self._engine, self._names)
         return self._own
 

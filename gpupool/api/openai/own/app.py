@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from gpupool.api.openai.own.chat import answer_chat
-from gpupool.api.openai.own.completions import answer_completions
-from gpupool.api.openai.own.embeddings import answer_embeddings
 from gpupool.api.openai.own.fields import fields_for, refuse_others
 from gpupool.api.openai.own.query import Query
 from gpupool.api.openai.own.reply import Reply
 from gpupool.api.openai.own.runner import Runner
-from gpupool.api.openai.own.tokens import answer_detokenize, answer_tokenize
 from gpupool.engines.base import Engine
 from gpupool.errors import Cancelled, NotFound
 from gpupool.exchange import Message, Receive, Send
 
-HANDLERS: dict[str, Callable[[Query], Awaitable[None]]] = {
-    "/v1/completions": answer_completions,
-    "/v1/chat/completions": answer_chat,
-    "/v1/embeddings": answer_embeddings,
-    "/tokenize": answer_tokenize,
-    "/detokenize": answer_detokenize,
-}
+Handlers = Mapping[str, Callable[[Query], Awaitable[None]]]
+
+
+def find_handlers() -> Handlers:
+    """Blocks for a second at the first call."""
+    from gpupool.api.openai.own.handlers import HANDLERS
+
+    return HANDLERS
 
 
 class OwnApp:
@@ -33,6 +30,7 @@ class OwnApp:
     def __init__(self, engine: Engine, model_names: Sequence[str]) -> None:
         self._runner = Runner(engine)
         self._model_names = tuple(model_names)
+        self._handlers: Handlers | None = None
         self.fields = fields_for(engine)
         """By the path of a route: the names its body may have."""
 
@@ -50,9 +48,11 @@ class OwnApp:
         if path not in self.fields:
             raise NotFound(f"no such route: {path[:200]}", code="no_route")
         refuse_others(body, self.fields[path])
+        if self._handlers is None:
+            self._handlers = await self._runner.off_loop(find_handlers)
         name = body.get("model") or self._model_names[0]
         query = Query(body, self._runner, Reply(send), name)
-        await _unless_gone(HANDLERS[path](query), receive)
+        await _unless_gone(self._handlers[path](query), receive)
 
 
 async def _unless_gone(work: Awaitable[None], receive: Receive) -> None:
