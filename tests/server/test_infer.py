@@ -191,7 +191,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("feature", sorted(FEATURES))
+@pytest.mark.parametrize("feature", sorted(FEATURES.keys() - {"grammar"}))  # of /v1 alone
 def test_the_capability_table_is_true(pool: Pool, engine: str, feature: str) -> None:
     name = {"beam_search": "use_beam_search"}.get(feature, feature)
     params = {name: VALUES.get(feature, 1), "max_tokens": 2}
@@ -285,9 +285,12 @@ def test_clients_that_leave_end_their_generations(pool: Pool, engine: str, round
         if round_number == 0:  # the handler threads are there now
             before = _belongings(pool)
     wait_until(lambda: _busy_share(pool) < 0.2, 5, "an engine without work")
-    after = _belongings(pool)
-    assert after[0] <= before[0] + 8  # threads, of 50 requests and more
-    assert after[1] <= before[1] + 8  # files
+    # Of 50 requests and more; a connection that was closed lingers for two seconds.
+    wait_until(
+        lambda: all(now <= then + 8 for now, then in zip(_belongings(pool), before, strict=True)),
+        5,
+        "threads and files as before",
+    )
     assert "Paris" in pool.infer(CAPITAL, **GREEDY)[0]
     if engine == "vllm":  # which tells it at its steps
         for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
