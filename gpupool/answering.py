@@ -15,6 +15,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from gpupool import call
 from gpupool.admission import Admission
 from gpupool.api.openai.routes import is_ours
+from gpupool.boot import freeze_heap
 from gpupool.connection import Connection
 from gpupool.engines.base import Engine
 from gpupool.errors import EngineDead, Moved, RequestError, Unavailable
@@ -78,6 +79,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
     def make_front(self, engine: Engine) -> None:
         """The OpenAI API of the engine; on the loading thread, as it imports for a second."""
         self.replica.front = Front(engine, self.settings, self.keys, self.totals, self.fanout)
+        freeze_heap()
 
     def close_front(self) -> None:
         """The OpenAI API ends with its engine."""

@@ -12,9 +12,9 @@ from werkzeug.exceptions import NotFound as NoRoute
 from gpupool import request_id
 from gpupool.api import cors, health, infer, metrics, openapi, pool
 from gpupool.api.clock import whole_at
-from gpupool.api.keys import has_key
+from gpupool.api.keys import require_key
 from gpupool.call import current_call
-from gpupool.errors import BadRequest, NotFound, RequestError, Unauthorized, render_error
+from gpupool.errors import BadRequest, NotFound, RequestError, render_error
 from gpupool.replica import Boot, Replica
 from gpupool.totals import GENERATING_ROUTES, PoolTotals, Totals
 
@@ -77,11 +77,8 @@ def _mark(response: Response) -> Response:
 
 def _require_key() -> None:
     """Deny by default: decided on the matched route, so an unknown path needs a key as well."""
-    if request.endpoint not in OPEN_ENDPOINTS and not has_key():
-        raise Unauthorized(
-            "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
-            code="invalid_api_key",
-        )
+    if request.endpoint not in OPEN_ENDPOINTS:
+        require_key()
 
 
 def _count(response: Response) -> Response:

@@ -95,7 +95,7 @@ class Boot:
             lease = self._await_lease()
             if lease is None:
                 return
-            self._replica.load(lease.slice, self._settings, before_ready=_freeze_heap)
+            self._replica.load(lease.slice, self._settings)
         except BaseException as error:
             log.exception("worker %d could not load its engine", self._slot)
             self._fail(error)
@@ -154,7 +154,7 @@ class Boot:
         self._on_failed()
 
 
-def _freeze_heap() -> None:
+def freeze_heap() -> None:
     """Let the garbage collector look no more at what was made so far, which stays: in a process
     that has imported vLLM one full look takes half a second, in which no stream gets a token."""
     gc.collect()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from gpupool.errors import ConfigError
+from gpupool.errors import ConfigError, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,14 @@ class KeyRing:
         # Every key is compared, so that the time tells nothing about any.
         matches = [hmac.compare_digest(digest, other) for other in self._digests]
         return any(matches)
+
+    def require(self, authorization: str, x_api_key: str = "") -> None:
+        """Unauthorized unless `fits`."""
+        if not self.fits(authorization, x_api_key):
+            raise Unauthorized(
+                "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+            )
 
     def fit(self, headers: Iterable[tuple[str, str]]) -> bool:
         """The same for the headers of a request that gunicorn parsed (names in upper case)."""

@@ -71,12 +71,7 @@ class Replica:
         the YAML file says something else."""
         self._settings, self._keys = settings, None
 
-    def load(
-        self,
-        gpu_slice: Slice,
-        settings: Settings,
-        before_ready: Callable[[], object] = lambda: None,
-    ) -> None:
+    def load(self, gpu_slice: Slice, settings: Settings) -> None:
         """Boot the engine and block until it is ready; raises what the engine raised."""
         self.adopt(settings)
         self.slot, self.gpus = gpu_slice.slot, gpu_slice.gpus
@@ -85,7 +80,6 @@ class Replica:
         self.enter("loading", "starting the engine")
         began = time.monotonic()
         engine = self._boot(gpu_slice, settings, self.report)
-        before_ready()
         with self._changed:
             self.engine = engine
         self.before_ready(engine)

@@ -9,6 +9,18 @@ from gpupool.replica import Replica
 
 def has_key() -> bool:
     """True also where the pool has no keys."""
+    return _replica().keys.fits(*_given())
+
+
+def require_key() -> None:
+    """Unauthorized unless `has_key`."""
+    _replica().keys.require(*_given())
+
+
+def _replica() -> Replica:
     replica: Replica = current_app.extensions["gpupool"]
-    headers = request.headers
-    return replica.keys.fits(headers.get("Authorization", ""), headers.get("X-Api-Key", ""))
+    return replica
+
+
+def _given() -> tuple[str, str]:
+    return request.headers.get("Authorization", ""), request.headers.get("X-Api-Key", "")

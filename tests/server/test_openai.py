@@ -162,9 +162,10 @@ def test_streamed_chat_is_the_whole_one(client: openai.OpenAI) -> None:
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
     assert texts == [choice.message.content for choice in whole.choices]
+    # The second request may find in the cache what the first one has computed.
+    uncached = {"prompt_tokens_details": None}
     assert usage is not None
-    assert usage.prompt_tokens == whole.usage.prompt_tokens
-    assert usage.completion_tokens == whole.usage.completion_tokens
+    assert usage.model_copy(update=uncached) == whole.usage.model_copy(update=uncached)
 
 
 def test_chat_tells_logprobs(client: openai.OpenAI) -> None:
@@ -207,7 +208,9 @@ def test_required_tools_are_called_with_arguments_of_their_schemas(client: opena
         check_city(call.function.arguments)
 
 
-def test_streamed_tool_call_is_the_whole_one(client: openai.OpenAI) -> None:
+def test_streamed_tool_call_is_the_whole_one(
+    client: openai.OpenAI, request: pytest.FixtureRequest
+) -> None:
     (whole,) = (
         chat(client, tools=TOOLS, tool_choice=NAMED, max_tokens=300).choices[0].message.tool_calls
     )
@@ -217,10 +220,8 @@ def test_streamed_tool_call_is_the_whole_one(client: openai.OpenAI) -> None:
             name += call.function.name or ""
             arguments += call.function.arguments or ""
     # vLLM writes the blanks of a whole call anew.
-    assert (name, json.loads(arguments)) == (
-        whole.function.name,
-        json.loads(whole.function.arguments),
-    )
+    read = json.loads if request.node.callspec.params["pool"] == "vllm" else str
+    assert (name, read(arguments)) == (whole.function.name, read(whole.function.arguments))
 
 
 def check_city(text: str) -> None:

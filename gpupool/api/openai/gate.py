@@ -32,7 +32,6 @@ from gpupool.errors import (
     NotFound,
     RequestError,
     TooLarge,
-    Unauthorized,
 )
 from gpupool.exchange import Message, Receive, Send
 from gpupool.fanout import Fanout
@@ -99,12 +98,7 @@ class Gate:
         clock: RequestClock,
         call: Call,
     ) -> None:
-        given = [headers.get(name, b"").decode("latin-1") for name in KEY_HEADERS]
-        if not self._keys.fits(*given):
-            raise Unauthorized(
-                "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
-                code="invalid_api_key",
-            )
+        self._keys.require(*(headers.get(name, b"").decode("latin-1") for name in KEY_HEADERS))
         path = scope["path"]
         if is_models(path):
             _require_method(scope, "GET")

@@ -34,6 +34,8 @@ async def run(
 ) -> None:
     """Let the application answer. It gets no header that would have it decide what was decided
     before. Returns quietly where the engine died; what was sent says how far it came."""
+    # Written anew, so that the engine reads what was checked: of a name that stands twice in the
+    # client's text, one parser takes the first value and another the last.
     raw = json.dumps(body).encode()
     pending = [raw]
 
