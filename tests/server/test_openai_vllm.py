@@ -149,7 +149,8 @@ def test_clients_that_leave_leave_nothing_behind(pool: Pool, stream: bool, count
     leave(pool, body, 20)  # threads that are made when they are needed first
     before = num_threads(pool)
     leave(pool, body, count)
-    wait_until(lambda: num_threads(pool) <= before, 5, "threads that end")
+    # One or two more may be made when all others are busy; never one for each client.
+    wait_until(lambda: num_threads(pool) <= before + 2, 5, "threads that end")
     assert pool.post(CHAT, HELLO | {"max_tokens": 2})[0] == 200
 
 
