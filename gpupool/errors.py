@@ -58,6 +58,13 @@ class Unauthorized(RequestError):
     type = "authentication_error"
 
 
+class Forbidden(RequestError):
+    """Not for this caller, with or without a key."""
+
+    status = 403
+    type = "permission_error"
+
+
 class NotFound(RequestError):
     """No such route or model."""
 

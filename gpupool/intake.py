@@ -12,7 +12,7 @@ import io
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from gpupool.connection import WAIT, Connection
 from gpupool.deadlines import expired
 from gpupool.errors import RequestError, TooLarge
 from gpupool.linger import Lingering
+from gpupool.sender import check_sender
 
 READ_SIZE = 65536
 
@@ -47,6 +48,7 @@ class Intake:
         max_body_bytes: int,
         read_timeout_s: float,
         idle_timeout_s: float,
+        cors_origins: Collection[str] = (),
     ) -> None:
         self._poller = poller
         self._on_request = on_request
@@ -54,6 +56,7 @@ class Intake:
         self._max_body_bytes = max_body_bytes
         self._read_timeout_s = read_timeout_s
         self._idle_timeout_s = idle_timeout_s
+        self._cors_origins = cors_origins
         # Each holds deadlines in the order of insertion, which is their own order.
         self._idle: dict[Connection, float] = {}
         self._reading: dict[Connection, float] = {}
@@ -112,6 +115,7 @@ class Intake:
 
     def _read_request(self, conn: Connection) -> None:
         request = conn.parser.parse()
+        check_sender(request.method, request.version, request.headers, self._cors_origins)
         length = getattr(request.body.reader, "length", None)
         if length is not None and length > self._max_body_bytes:
             raise self._too_large()

@@ -107,6 +107,7 @@ class ServingWorker(AnsweringWorker):
             max_body_bytes=self.settings.max_body_bytes,
             read_timeout_s=self.settings.read_timeout_s,
             idle_timeout_s=self.settings.keepalive_s,
+            cors_origins=self.settings.cors_origin,
         )
 
     # Connections and requests, on the main loop.

@@ -184,8 +184,8 @@ class Pool:
         client.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         return client
 
-    def workers(self) -> list[dict[str, Any]]:
-        return list(self.get("/pool")[1]["workers"])
+    def workers(self, **headers: str) -> list[dict[str, Any]]:
+        return list(self.get("/pool", **headers)[1]["workers"])
 
     def _ask(self, request: urllib.request.Request, timeout_s: float = 30.0) -> tuple[int, Any]:
         try:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from gpupool.engines import vllm_arguments
+from gpupool.engines.vllm import VllmEngine
 from gpupool.engines.vllm_arguments import LIMITED, OURS, parse_arguments, share_memory
 from gpupool.engines.vllm_client import read_config
-from gpupool.engines.vllm_environment import set_environment
+from gpupool.engines.vllm_environment import require_keys_are_ours, set_environment
 from gpupool.errors import ConfigError
+from gpupool.settings import Settings
 from tests.demo_model import model_folder
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
@@ -200,3 +202,19 @@ def test_vllm_never_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     set_environment((0,))
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
+def test_a_key_that_only_vllm_knows_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    with pytest.raises(ConfigError, match="--api_key") as caught:
+        VllmEngine.check(Settings(model_name="M"), 1)
+    assert "secret" not in str(caught.value)
+
+
+def test_vllm_does_not_ask_for_the_key_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    require_keys_are_ours(has_keys=True)
+    set_environment(())
+    assert "VLLM_API_KEY" not in os.environ

@@ -24,7 +24,12 @@ from gpupool.engines.private_folder import PrivateFolder
 from gpupool.engines.vllm_arguments import parse_arguments, share_memory
 from gpupool.engines.vllm_calls import Calls
 from gpupool.engines.vllm_client import describe, read_config, start_client
-from gpupool.engines.vllm_environment import SOCKET_NAME, keep_sockets_in, set_environment
+from gpupool.engines.vllm_environment import (
+    SOCKET_NAME,
+    keep_sockets_in,
+    require_keys_are_ours,
+    set_environment,
+)
 from gpupool.engines.vllm_ledger import Ledger, Work
 from gpupool.engines.vllm_model import check_model, has_gpus, require_vllm
 from gpupool.engines.vllm_openai import fields_of, media_by_url, mount
@@ -73,6 +78,7 @@ class VllmEngine:
     def check(settings: Settings, gpus_per_worker: int) -> None:
         """Installation, arguments and model; takes as long as importing vLLM does."""
         on_gpu = has_gpus(settings)
+        require_keys_are_ours(has_keys=bool(settings.api_key or settings.api_key_file))
         set_environment(())
         require_vllm(on_gpu=on_gpu)
         check_model(_parse(settings, gpus_per_worker if on_gpu else 0))

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gpupool.errors import ConfigError
+
 SAFE = {
     # A forked child of a process with threads, gRPC or CUDA hangs or crashes sooner or later.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -27,6 +29,7 @@ DEFAULTS = {
     "VLLM_HOST_IP": "127.0.0.1",
 }
 
+KEY = "VLLM_API_KEY"
 
 SOCKET_NAME = 36
 """Characters: vLLM calls its Unix sockets by UUIDs."""
@@ -38,10 +41,21 @@ def keep_sockets_in(folder: Path) -> None:
     os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
 
 
+def require_keys_are_ours(*, has_keys: bool) -> None:
+    """ConfigError where the operator means to have a key and the pool would have none."""
+    if os.environ.get(KEY) and not has_keys:
+        raise ConfigError(
+            f"{KEY} is set, and it is the pool that asks for keys: give it as --api_key or in "
+            f"--api_key_file, or unset {KEY}"
+        )
+
+
 def set_environment(cpus: Sequence[int]) -> None:
     """Prepare this process for an engine, on the CPU if cores are given; what the user has set
     stays."""
     os.environ.update(SAFE)
+    # The pool asks for the key; behind it, vLLM's application would ask once more.
+    os.environ.pop(KEY, None)
     defaults = dict(DEFAULTS)
     if cpus:
         cores = one_per_core(cpus)

@@ -207,7 +207,7 @@ def test_a_client_that_leaves_while_it_waits_leaves_the_room(narrow: Pool) -> No
 def test_a_request_that_is_sent_ahead_does_not_pass_for_a_hangup(narrow: Pool) -> None:
     with narrow.send_infer(["abc"], max_tokens=30) as client:
         wait_until(lambda: total(narrow, "inflight") == 1, 5, "a running request")
-        client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert read_answer(client) == ["abc" * 10]
 
 
@@ -252,7 +252,8 @@ def test_a_stopping_pool_answers_all_that_came(narrow: Pool, tmp_path: Path) -> 
 @pytest.mark.parametrize("size", [0, 5, 60, 100], ids=["nothing", "a line", "a head", "a body"])
 def test_a_connection_outlives_its_worker_however_much_it_has_sent(fair: Pool, size: int) -> None:
     body = json.dumps({"instances": ["abc"], "params": {"max_tokens": 3}})
-    request = f"POST /infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    head = f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = f"{head}{body}".encode()
     before = {worker["pid"] for worker in fair.workers()}
     clients = [socket.create_connection(("127.0.0.1", fair.port)) for _ in range(12)]
     for client in clients:

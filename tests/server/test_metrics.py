@@ -179,7 +179,8 @@ def test_a_worker_that_stands_still_holds_up_no_scrape(tmp_path: Path) -> None:
 
 def test_what_was_refused_before_the_application_is_counted(pool: Pool) -> None:
     before = scrape(pool)
-    for raw in (b"hello\r\n\r\n", b"POST /infer HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n"):
+    large = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n"
+    for raw in (b"hello\r\n\r\n", large):
         with socket.create_connection(("127.0.0.1", pool.port), timeout=10) as client:
             client.sendall(raw)
             assert client.recv(12).startswith(b"HTTP/1.1 4")

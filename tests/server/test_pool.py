@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import os
 import signal
@@ -19,10 +20,13 @@ from tests.pool import SCRIPTED, Pool, is_alive, wait_until
 
 pytestmark = pytest.mark.server
 
+PAGE = "https://page.example"
+
 
 @pytest.fixture(scope="module", name="pool")
 def _pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    with Pool(tmp_path_factory.mktemp("pool"), *SCRIPTED, "--read_timeout_s", "2") as pool:
+    flags = (*SCRIPTED, "--read_timeout_s", "2", "--cors_origin", PAGE)
+    with Pool(tmp_path_factory.mktemp("pool"), *flags) as pool:
         yield pool.wait_ready()
 
 
@@ -44,19 +48,32 @@ def test_half_sent_requests_do_not_stop_the_service(pool: Pool) -> None:
         client.close()
 
 
+POST, HOST = b"POST /infer HTTP/1.1\r\n", b"Host: localhost\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
 RAW_REQUESTS = {
     "not http": (b"hello\r\n\r\n", 400),
-    "two lengths": (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-    "length and chunked": (
-        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        400,
+    "two lengths": (POST + HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "a list of lengths": (POST + HOST + b"Content-Length: 1, 1\r\n\r\n", 400),
+    "a signed length": (POST + HOST + b"Content-Length: +1\r\n\r\n", 400),
+    "length and chunked": (POST + HOST + b"Content-Length: 1\r\n" + CHUNKED + b"\r\n", 400),
+    "unknown coding": (POST + HOST + b"Transfer-Encoding: x\r\n\r\n", 501),
+    "blank before a colon": (POST + HOST + b"Transfer-Encoding : chunked\r\n\r\n", 400),
+    "folded header": (POST + HOST + b"a: b\r\n c\r\n\r\n", 400),
+    "bare line feeds": (b"GET /livez HTTP/1.1\nHost: localhost\n\n", 400),
+    "zero byte": (POST + HOST + b"a: b\0c\r\n\r\n", 400),
+    "bad chunk": (POST + HOST + CHUNKED + b"\r\nzz\r\n", 400),
+    "long line": (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
+    "long header": (POST + HOST + b"a: " + b"b" * 9000 + b"\r\n\r\n", 431),
+    "101 headers": (POST + HOST + b"a: b\r\n" * 100 + b"\r\n", 431),
+    "large body": (POST + HOST + b"Content-Length: 99999999\r\n\r\n", 413),
+    "odd expectation": (b"GET /livez HTTP/1.1\r\n" + HOST + b"Expect: x\r\n\r\n", 417),
+    "no host": (b"GET /livez HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (b"GET /livez HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400),
+    "a host with a path": (b"GET /pool HTTP/1.1\r\nHost: localhost/livez?\r\n\r\n", 400),
+    "a foreign page": (
+        POST + HOST + b"Origin: http://evil.example\r\nContent-Length: 0\r\n\r\n",
+        403,
     ),
-    "unknown coding": (b"POST / HTTP/1.1\r\nTransfer-Encoding: x\r\n\r\n", 501),
-    "long line": (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n", 414),
-    "long header": (b"GET / HTTP/1.1\r\na: " + b"b" * 9000 + b"\r\n\r\n", 431),
-    "large body": (b"POST /infer HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", 413),
-    "odd expectation": (b"GET /livez HTTP/1.1\r\nExpect: x\r\n\r\n", 417),
-    "bad chunk": (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
 }
 
 
@@ -73,6 +90,12 @@ def test_what_is_not_a_request_gets_the_same_json_error(
     assert response.headers["Content-Type"] == "application/json"
     assert body.startswith(b'{"error": {"message": ')
     assert pool.get("/livez")[0] == 200
+
+
+def test_a_page_that_is_named_may_ask(pool: Pool) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", pool.port, 10)) as client:
+        client.request("POST", "/infer", '{"instances": "a"}', {"Origin": PAGE})
+        assert client.getresponse().status == 200
 
 
 def test_a_kept_alive_connection_serves_many_requests(pool: Pool) -> None:
