@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST := $(PYTHON_BIN) -m pytest
 # Files side by side: most of their time they wait for processes and models.
-BESIDE := $(PYTEST) --numprocesses 2 --dist loadfile
+BESIDE := $(PYTEST) --numprocesses 2 --dist loadgroup
 SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh .ci/run
 
 .DEFAULT_GOAL := help

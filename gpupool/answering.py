@@ -27,8 +27,8 @@ from gpupool.replica import Replica
 from gpupool.settings import Settings
 from gpupool.totals import Totals
 
-SEND_TIMEOUT_S = 60
-CONTROL_SEND_TIMEOUT_S = 2  # a few kilobytes; a client that does not take them must not hold one
+SEND_TIMEOUT_S = 60.0
+CONTROL_SEND_TIMEOUT_S = 2.0  # a few kilobytes; a client that does not take them must not hold one
 
 
 class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
@@ -57,7 +57,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
 
     def answer_by_flask(self, conn: Connection) -> None:
         """On a handler thread."""
-        conn.limit_send(SEND_TIMEOUT_S)
+        conn.sock.patience_s = SEND_TIMEOUT_S
         self._submit(self.tpool, conn)
 
     def _answer_openai(self, conn: Connection) -> None:
@@ -93,7 +93,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
         self._answer_at_once(conn)
 
     def _answer_at_once(self, conn: Connection) -> None:
-        conn.limit_send(CONTROL_SEND_TIMEOUT_S)
+        conn.sock.patience_s = CONTROL_SEND_TIMEOUT_S
         self._submit(self.control_pool, conn)
 
     def _submit(self, pool: ThreadPoolExecutor, conn: Connection) -> None:

@@ -13,8 +13,8 @@ from gunicorn.config import Config
 from gunicorn.http import get_parser
 from gunicorn.workers.gthread import TConn
 
+from gpupool.answer_socket import AnswerSocket
 from gpupool.call import Call, History
-from gpupool.send_limit import limit_send
 
 if TYPE_CHECKING:
     from gpupool.intake import Intake
@@ -70,7 +70,7 @@ class Connection(TConn):  # type: ignore[misc]
     """One client connection: idle, being read, or handed over to a handler thread."""
 
     def __init__(
-        self, cfg: Config, sock: socket.socket, client: Any, server: Any, intake: Intake
+        self, cfg: Config, sock: AnswerSocket, client: Any, server: Any, intake: Intake
     ) -> None:
         super().__init__(cfg, sock, client, server)
         # handle() must neither wait for data nor make a parser of its own.
@@ -113,11 +113,6 @@ class Connection(TConn):  # type: ignore[misc]
         """It is answered."""
         self.parser.source.taken = []
         self.call = Call()
-
-    def limit_send(self, seconds: int) -> None:
-        """How long one write of the answer may take: a client that stops reading must not hold
-        a handler thread for ever."""
-        limit_send(self.sock, seconds)
 
     def close(self, graceful: bool = False) -> None:
         """Close without blocking: stock gthread waits up to 2 s for the client, on the main

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from gpupool.admission import Admission
+from gpupool.answer_socket import AnswerSocket
 from gpupool.answering import AnsweringWorker
 from gpupool.api import CONTROL_PATHS, tells_of_model, waits_for_model
 from gpupool.connection import Connection
@@ -141,7 +142,7 @@ class ServingWorker(AnsweringWorker):
     def adopt(self, sock: socket.socket, client: Any, server: Any) -> Connection:
         """Take a connection, new or from a sibling."""
         self.nr_conns += 1
-        return Connection(self.cfg, sock, client, server, self.intake)
+        return Connection(self.cfg, AnswerSocket.over(sock), client, server, self.intake)
 
     def enqueue_req(self, conn: Connection) -> None:
         """A kept-alive connection has bytes: read on (gthread would take a thread here)."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
+from gpupool.answer_socket import AnswerSocket
 from gpupool.connection import Connection
 from gpupool.errors import Moved
 from gpupool.exchange import Exchange, Message, Receive, Send
@@ -30,7 +31,8 @@ class Site:
     """One client, and the connection that was read from it."""
 
     def __init__(self) -> None:
-        self.client, self.served = socket.socketpair()
+        self.client, served = socket.socketpair()
+        self.served = AnswerSocket.over(served)
         self.client.settimeout(5)
         self.logged: list[Any] = []
 

@@ -14,6 +14,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import LimitRequestHeaders
 
+from gpupool.answer_socket import AnswerSocket
 from gpupool.connection import Connection
 from gpupool.errors import TooLarge
 from gpupool.intake import Intake, ReadTimeout
@@ -39,6 +40,7 @@ class Reader:
 
     def connect(self) -> tuple[socket.socket, Connection]:
         client, served = socket.socketpair()
+        served = AnswerSocket.over(served)
         served.setblocking(False)
         conn = Connection(Config(), served, ("127.0.0.1", 1), ("127.0.0.1", 2), self.intake)
         self.intake.watch(conn)

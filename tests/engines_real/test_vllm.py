@@ -297,6 +297,8 @@ def test_one_token_has_no_score(engine: VllmEngine) -> None:
 
 # Beam search.
 
+MORE_BEAMS = [(1.0, True), (0.5, False), (1.0, "never")]
+
 
 def test_the_best_beam_is_at_least_as_probable_as_the_greedy_text(engine: VllmEngine) -> None:
     greedy = generate(engine, PROMPTS[0], max_tokens=10, temperature=0, logprobs=0).completion()
@@ -305,8 +307,15 @@ def test_the_best_beam_is_at_least_as_probable_as_the_greedy_text(engine: VllmEn
     assert total[1] >= total[0]
 
 
-@pytest.mark.parametrize("early_stopping", [True, False, "never"])
-@pytest.mark.parametrize("length_penalty", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("length_penalty", "early_stopping"),
+    [
+        (0.5, True),
+        (1.0, False),
+        (0.5, "never"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE_BEAMS),
+    ],
+)
 def test_beams_are_those_of_transformers(
     engine: VllmEngine, length_penalty: float, early_stopping: bool | str
 ) -> None:

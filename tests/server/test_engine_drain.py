@@ -45,7 +45,11 @@ class Life:
             self.faults.append(f"{name}: {status} {answer}")
 
 
-@pytest.fixture(scope="module", params=["vllm", "llama_cpp"], name="life")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("vllm", marks=pytest.mark.slow), "llama_cpp"],
+    name="life",
+)
 def _life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
     life = Life()
     folder = tmp_path_factory.mktemp(str(request.param))

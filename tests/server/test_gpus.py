@@ -91,6 +91,7 @@ def _even_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(target)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.timeout(400)
 def test_vllm_runs_across_the_two_gpus_of_each_slice(tmp_path: Path, even_model: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from gpupool.capabilities import ENGINES, FEATURES
 from tests.pool import Pool, wait_until
 from tests.scrape import scrape, total
-from tests.server.engines import NAMES, engine_pool
+from tests.server.engines import NAMES
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -27,9 +27,8 @@ def _engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", name="pool")
-def _pool(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    with engine_pool(engine, tmp_path_factory.mktemp(engine)) as pool:
-        yield pool
+def _pool(engine: str, shared_pool: Callable[[str], Pool]) -> Pool:
+    return shared_pool(engine)
 
 
 def test_a_prompt_is_continued(pool: Pool) -> None:

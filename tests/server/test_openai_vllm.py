@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ NUM_BROKEN = [50, pytest.param(1000, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", name="pool")
-def _pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    with engine_pool("vllm", tmp_path_factory.mktemp("vllm")) as pool:
-        yield pool
+def _pool(shared_pool: Callable[[str], Pool]) -> Pool:
+    return shared_pool("vllm")
 
 
 @pytest.fixture(scope="module", name="client")
@@ -169,6 +168,7 @@ def test_tokens_are_counted_as_vllm_counts_them(pool: Pool) -> None:
     assert (after[0] - before[0], after[1] - before[1]) == (16, 16)
 
 
+@pytest.mark.slow
 def test_a_pool_that_only_embeds(tmp_path: Path) -> None:
     args = ("--runner", "pooling", "--convert", "embed")
     with (
