@@ -49,20 +49,20 @@ def test_a_long_answer_arrives_whole(ends: tuple[AnswerSocket, socket.socket]) -
 def test_a_client_that_hardly_reads_is_given_up(
     ends: tuple[AnswerSocket, socket.socket], pause_s: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpupool.answer_socket.MIN_BYTES_PER_S", 100 * SIZE)
+    monkeypatch.setattr("gpupool.answer_socket.MIN_BYTES_PER_S", 1000 * SIZE)
     ours, theirs = ends
     ours.patience_s = 0.5
     stop = threading.Event()
 
     def trickle() -> None:
         while pause_s is not None and not stop.wait(pause_s):
-            theirs.recv(4096)
+            theirs.recv(65536)
 
     reader = threading.Thread(target=trickle)
     reader.start()
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        ours.sendall(bytes(16 * SIZE))
+        ours.sendall(bytes(32 * SIZE))
     assert time.monotonic() - began < 5
     stop.set()
     reader.join(10)
