@@ -218,3 +218,19 @@ def test_vllm_does_not_ask_for_the_key_again(monkeypatch: pytest.MonkeyPatch) ->
     require_keys_are_ours(has_keys=True)
     set_environment(())
     assert "VLLM_API_KEY" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0"),  # a picture's address must not lead elsewhere
+        ("VLLM_HOST_IP", "127.0.0.1"),  # what vLLM's processes tell each other
+        ("VLLM_NO_USAGE_STATS", "1"),
+    ],
+)
+def test_vllm_stays_on_this_machine(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.delenv(name, raising=False)
+    set_environment(())
+    assert os.environ[name] == value

@@ -72,3 +72,31 @@ def raw_bodies(draw: st.DrawFn, schema: Json) -> bytes:
     if spoilt == "deep":
         raw = b'{"a": ' * draw(st.sampled_from((10, 64, 65, 10_000))) + raw
     return draw(st.binary(max_size=200)) if spoilt == "noise" else raw
+
+
+LENGTHS = {
+    "/infer": "max_tokens",
+    "/v1/chat/completions": "max_tokens",
+    "/v1/completions": "max_tokens",
+    "/v1/messages": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+}
+SHORT = 4
+
+
+def shorten(path: str, raw: bytes) -> bytes:
+    """The same body, if it is one, for an engine that needs time: with few tokens to generate."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+    asked = body.get("params", {}) if path == "/infer" and isinstance(body, dict) else body
+    if path not in LENGTHS or not isinstance(asked, dict):
+        return raw
+    for name in (LENGTHS[path], "max_completion_tokens"):
+        if type(asked.get(name)) is int and asked[name] > SHORT:
+            asked[name] = SHORT
+    asked.setdefault(LENGTHS[path], SHORT)
+    if path == "/infer":
+        body["params"] = asked
+    return json.dumps(body).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.pool import SCRIPTED, Pool
-from tests.server.bodies import raw_bodies
+from tests.server.bodies import raw_bodies, shorten
+from tests.server.engines import NAMES
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(3600)]
 
@@ -80,6 +81,34 @@ def test_nothing_that_is_sent_is_our_fault(pool: Pool, count: int) -> None:
     print(f"{count} bodies; the worker grew by {grown >> 10} KiB")
     assert pool.workers()[0]["pid"] == worker
     assert grown < MAX_GROWTH
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("engine", NAMES)
+def test_no_real_engine_fails_by_what_is_sent(
+    engine: str, shared_pool: Callable[[str], Pool]
+) -> None:
+    pool = shared_pool(engine)
+    cases = st.one_of(
+        [st.tuples(st.just(path), raw_bodies(schema)) for path, schema in schemas(pool).items()]
+    )
+    worker = pool.workers()[0]["pid"]
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", pool.port, 300)) as connection:
+
+        @settings(
+            max_examples=1000,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(cases)
+        def send(case: tuple[str, bytes]) -> None:
+            ask(connection, case[0], shorten(*case))
+
+        send()
+    assert pool.workers()[0]["pid"] == worker
+    assert "Paris" in pool.infer("The capital of France is", temperature=0, max_tokens=12)[0]
 
 
 def test_the_pool_still_answers(pool: Pool, tmp_path: Path) -> None:

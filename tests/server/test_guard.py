@@ -7,6 +7,7 @@ import http.client
 import json
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.machine import fake_machine
@@ -101,3 +102,15 @@ def test_neither_prompts_nor_keys_reach_the_log(pool: Pool) -> None:
     assert "model load finished" in log
     assert WORD not in log
     assert KEY not in log
+
+
+def test_there_is_no_second_door(pool: Pool) -> None:
+    """One port; gunicorn's control socket is off, and siblings talk over sockets without a name."""
+    doors = []
+    for pid in pool.pids():
+        for socket in psutil.Process(pid).net_connections("all"):
+            if socket.status == psutil.CONN_LISTEN or (
+                isinstance(socket.laddr, str) and socket.laddr
+            ):
+                doors.append(socket.laddr)
+    assert set(doors) == {("127.0.0.1", pool.port)}
