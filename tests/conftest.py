@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
-SHARING = {"test_openai_vllm": "vllm"}  # whose tests are not parametrized by engine
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How tests are shared out when they run side by side."""
+    from tests.scheduling import EngineScheduling
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side run whole files, but all that share an engine's pool run one after the other."""
-    for item in items:
-        group = item.path.stem
-        if isinstance(item, pytest.Function) and "shared_pool" in item.fixturenames:
-            given = item.callspec.params if hasattr(item, "callspec") else {}
-            group = given.get("engine") or given.get("pool") or SHARING[group]
-        item.add_marker(pytest.mark.xdist_group(group))
+    return EngineScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
