@@ -92,13 +92,17 @@ def test_at_the_limit_of_connections_the_oldest_idle_one_makes_room(
         assert clients[-1].getresponse().status == 200
 
 
-@pytest.mark.parametrize("has_asked", [True, False], ids=["kept_alive", "silent"])
-def test_idle_connections_outlive_a_reload(tmp_path: Path, has_asked: bool) -> None:
+@pytest.mark.parametrize(
+    ("workers", "has_asked"),
+    [(2, True), (2, False), (1, True)],
+    ids=["kept_alive", "silent", "kept_alive by the only worker"],
+)
+def test_idle_connections_outlive_a_reload(tmp_path: Path, workers: int, has_asked: bool) -> None:
     with (
-        Pool(tmp_path, *SCRIPTED, "--workers", "2") as pool,
+        Pool(tmp_path, *SCRIPTED, "--workers", str(workers)) as pool,
         contextlib.ExitStack() as opened,
     ):
-        before = [worker["pid"] for worker in pool.wait_ready(workers=2).workers()]
+        before = [worker["pid"] for worker in pool.wait_ready(workers).workers()]
         clients = [
             http.client.HTTPConnection("127.0.0.1", pool.port, timeout=20) for _ in range(12)
         ]
