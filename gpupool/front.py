@@ -25,6 +25,7 @@ from gpupool.exchange import Exchange
 from gpupool.fanout import Fanout
 from gpupool.keys import KeyRing
 from gpupool.settings import Settings
+from gpupool.tasks import end_other_tasks
 from gpupool.totals import Totals
 
 T = TypeVar("T")
@@ -166,12 +167,5 @@ class LoopThread:
 
     def _run(self) -> None:
         self._loop.run_forever()
-        self._loop.run_until_complete(_end_tasks())
+        self._loop.run_until_complete(end_other_tasks())
         self._loop.close()
-
-
-async def _end_tasks() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

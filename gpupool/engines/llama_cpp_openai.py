@@ -26,13 +26,14 @@ from gpupool.engines.llama_cpp_fields import (
     TOKENIZE,
 )
 from gpupool.engines.llama_cpp_link import LinkBroken, LlamaLink
-from gpupool.engines.llama_cpp_outgoing import Outgoing
 from gpupool.engines.llama_cpp_reply import Reply
 from gpupool.engines.llama_cpp_responses import ResponsesReply, ask_response
 from gpupool.engines.llama_cpp_slots import SlotTable
-from gpupool.engines.llama_cpp_vectors import Vectors, end_all
+from gpupool.engines.llama_cpp_vectors import Vectors
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
 from gpupool.errors import BadRequest, Cancelled, EngineError, RequestError
+from gpupool.outgoing import Outgoing
+from gpupool.tasks import end_tasks
 
 if TYPE_CHECKING:
     from gpupool.exchange import Message, Receive, Send
@@ -129,13 +130,13 @@ class LlamaOpenAI:
         elif path == RESPONSES:
             await self._respond(body, out)
         elif path == EMBEDDINGS:
-            await out.give(await self._vectors.embed(body))
+            await out.whole(await self._vectors.embed(body))
         elif path in RERANKS:
-            await out.give(await self._vectors.rerank(path, body))
+            await out.whole(await self._vectors.rerank(path, body))
         elif path == TOKENIZE:
-            await out.give(await self._tokenize(body))
+            await out.whole(await self._tokenize(body))
         elif path == DETOKENIZE:
-            await out.give(await self._detokenize(body))
+            await out.whole(await self._detokenize(body))
 
     # Sequences.
 
@@ -146,14 +147,14 @@ class LlamaOpenAI:
                 if not ask.stream:
                     reply.take(index, event)
                 elif (chunk := reply.chunk(index, event)) is not None:
-                    await out.stream(chunk)
+                    await out.event(chunk)
         if not reply.is_complete:
             raise LinkBroken("a stream ended before its last event")
         if ask.stream:
-            await out.stream(reply.usage_chunk())
-            await out.end_stream()
+            await out.event(reply.usage_chunk())
+            await out.done()
         else:
-            await out.give(reply.whole())
+            await out.whole(reply.whole())
 
     async def _respond(self, body: Json, out: Outgoing) -> None:
         reply = ResponsesReply(body, self._model.info, self._model.name)
@@ -162,13 +163,13 @@ class LlamaOpenAI:
             async for event in events:
                 told = reply.take(event)
                 if told is not None and body.get("stream"):
-                    await out.stream(told, name=told["type"])
+                    await out.event(told, name=told["type"])
         if reply.response is None:
             raise LinkBroken("a stream ended before its last event")
         if body.get("stream"):
-            await out.end_stream(b"")
+            await out.done(b"")
         else:
-            await out.give(reply.response)
+            await out.whole(reply.response)
 
     async def _events(self, ask: Ask) -> AsyncGenerator[tuple[int, Json]]:
         """What all sequences tell, as it comes."""
@@ -197,7 +198,7 @@ class LlamaOpenAI:
                     item.result()
                     num_left -= 1
         finally:
-            await end_all(tasks)
+            await end_tasks(tasks)
 
     async def _events_of(self, path: str, part: Part) -> AsyncGenerator[Json]:
         """One sequence, in a slot of its own: none waits inside llama.cpp."""

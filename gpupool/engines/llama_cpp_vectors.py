@@ -16,6 +16,7 @@ from gpupool.engines.llama_cpp_link import LlamaLink
 from gpupool.engines.llama_cpp_slots import SlotTable
 from gpupool.engines.llama_cpp_uses import Uses
 from gpupool.errors import BadRequest, EngineError
+from gpupool.tasks import end_tasks
 
 Json = dict[str, Any]
 
@@ -151,11 +152,4 @@ async def _together(work: list[Coroutine[Any, Any, Json]]) -> list[Json]:
     try:
         return await asyncio.gather(*tasks)
     finally:
-        await end_all(tasks)
-
-
-async def end_all(tasks: list[Any]) -> None:
-    """Cancel what still runs, and wait for it."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
