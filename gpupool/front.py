@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from gpupool.api.openai.checks import Able
@@ -24,6 +25,7 @@ from gpupool.exchange import Exchange
 from gpupool.fanout import Fanout
 from gpupool.keys import KeyRing
 from gpupool.settings import Settings
+from gpupool.tasks import end_other_tasks
 from gpupool.totals import Totals
 
 T = TypeVar("T")
@@ -75,7 +77,9 @@ class Front:
         """The engine's, and the pool's own for what it leaves."""
         speaks = engine.openai()
         self._spawn = engine.spawn
-        able = self._able(speaks.fields, media_by_url=speaks.media_by_url)
+        able = replace(
+            self._able(speaks.fields), media_by_url=speaks.media_by_url, absent=speaks.absent
+        )
         if speaks.leaves is None:
             return Behind(lambda path, body: speaks.app, able, engine.is_lost)
         own, leaves = self._make_own(), speaks.leaves
@@ -89,13 +93,12 @@ class Front:
         self._own = OwnApp(self._engine, self._names)
         return self._own
 
-    def _able(self, fields: Mapping[str, frozenset[str]], *, media_by_url: bool = False) -> Able:
+    def _able(self, fields: Mapping[str, frozenset[str]]) -> Able:
         return Able(
             features=self._engine.capabilities,
             fields=fields,
             model=self._engine.model,
             model_names=self._names,
-            media_by_url=media_by_url,
         )
 
     def close(self) -> None:
@@ -164,12 +167,5 @@ class LoopThread:
 
     def _run(self) -> None:
         self._loop.run_forever()
-        self._loop.run_until_complete(_end_tasks())
+        self._loop.run_until_complete(end_other_tasks())
         self._loop.close()
-
-
-async def _end_tasks() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -16,7 +16,12 @@ def text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
-def write(path: Path, start: bytes = b"GGUF", architecture: bytes = b"llama") -> Path:
+def write(
+    path: Path,
+    start: bytes = b"GGUF",
+    architecture: bytes = b"llama",
+    tensors: tuple[str, ...] = (),
+) -> Path:
     pairs = [
         text(b"general.architecture") + struct.pack("<I", 8) + text(architecture),
         text(b"llama.block_count") + struct.pack("<II", 4, 7),
@@ -24,7 +29,12 @@ def write(path: Path, start: bytes = b"GGUF", architecture: bytes = b"llama") ->
         text(b"tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(b"b"),
         text(b"tokenizer.ggml.token_type") + struct.pack("<IIQ2i", 9, 5, 2, 1, 3),
     ]
-    path.write_bytes(start + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs))
+    about = [
+        text(name.encode()) + struct.pack("<I2QIQ", 2, 8, 4, 0, 32 * place)
+        for place, name in enumerate(tensors)
+    ]
+    head = struct.pack("<IQQ", 3, len(tensors), len(pairs))
+    path.write_bytes(start + head + b"".join((*pairs, *about)))
     return path
 
 
@@ -46,6 +56,14 @@ def test_real_file_is_read() -> None:
     model = read_gguf(find_gguf(str(gguf_path())))
     assert model.value("context_length", 0) == 8192
     assert len(model.metadata["tokenizer.ggml.tokens"]) == 49152
+
+
+def test_parts_of_a_model_are_known_by_their_tensors(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.gguf", tensors=("token_embd.weight", "cls.output.weight"))
+    model = read_gguf(find_gguf(str(file)))
+    assert model.tensors == {"token_embd.weight", "cls.output.weight"}
+    assert model.has_tensors("cls")
+    assert not model.has_tensors("token")
 
 
 def test_folder_with_one_model_is_that_model(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def model(tmp_path: Path) -> GgufModel:
         (["--no-jinja"], {"use_jinja": False}),
         (["--rope-freq-base", "1e6"], {"rope_freq_base": 1e6}),
         (["-t", "3"], {"cpuparams.n_threads": 3}),
+        (["--reranking"], {"pooling_type": "LLAMA_POOLING_TYPE_RANK"}),
+        (["--pooling", "rank"], {"pooling_type": "LLAMA_POOLING_TYPE_RANK"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -297,6 +297,8 @@ class OpenAI:
     """Whether it may fetch pictures and sounds from the network for a client."""
     leaves: Callable[[str, Mapping[str, Any]], bool] | None = None
     """Which requests, by path and body, it leaves to the pool's own application; None: none."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """By the path of a route that is not there: what it needs, for the 400 that refuses it."""
 
 
 @runtime_checkable

@@ -40,6 +40,7 @@ class GgufModel:
 
     files: tuple[Path, ...]  # the parts of a split model in order
     metadata: dict[str, Any] = field(repr=False)
+    tensors: frozenset[str] = field(repr=False, default=frozenset())  # names, of the first part
 
     @property
     def path(self) -> Path:
@@ -51,10 +52,19 @@ class GgufModel:
         """Size of all parts."""
         return sum(file.stat().st_size for file in self.files)
 
+    @property
+    def architecture(self) -> str:
+        """What the names of its numbers begin with."""
+        return str(self.metadata.get("general.architecture"))
+
+    def has_tensors(self, part: str) -> bool:
+        """Whether the model has a part of this name; of a split model, whether it may have."""
+        return len(self.files) > 1 or any(name.startswith(f"{part}.") for name in self.tensors)
+
     def value(self, key: str, default: int) -> int:
         """A number of the architecture, such as "block_count"; lists of numbers by their
         largest."""
-        found = self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}")
+        found = self.metadata.get(f"{self.architecture}.{key}")
         return int(found) if isinstance(found, int | float) else default
 
 
@@ -118,18 +128,20 @@ def read_gguf(files: tuple[Path, ...]) -> GgufModel:
     path = files[0]
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            metadata = dict(_Reader(data).pairs())
+            reader = _Reader(data)
+            metadata = dict(reader.pairs())
+            tensors = frozenset(reader.tensors())
     except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(
             f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
         ) from None
     if "general.architecture" not in metadata:
         raise ConfigError(f"{str(path)!r} names no architecture; it is not a model for llama.cpp")
-    return GgufModel(files, metadata)
+    return GgufModel(files, metadata, tensors)
 
 
 class _Reader:
-    """Walks the key-value pairs once, front to back."""
+    """Walks the key-value pairs and then the tensors' names once, front to back."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -137,7 +149,7 @@ class _Reader:
         version = self._number(4)
         if version not in (2, 3):
             raise ValueError(f"version {version}")
-        self._number(10)  # tensors
+        self._num_tensors = self._number(10)
         self._num_pairs = self._number(10)
 
     def pairs(self) -> Iterator[tuple[str, Any]]:
@@ -152,6 +164,12 @@ class _Reader:
                 yield key, self._bytes().decode("utf-8", "replace")
             else:
                 yield key, self._number(kind)
+
+    def tensors(self) -> Iterator[str]:
+        for _ in range(self._num_tensors):
+            yield self._bytes().decode()
+            num_dimensions = self._number(4)
+            self._at += 8 * num_dimensions + 4 + 8  # the dimensions, the type and where it lies
 
     def _number(self, kind: int) -> Any:
         (value,) = struct.unpack_from(f"<{FORMATS[kind]}", self._data, self._at)

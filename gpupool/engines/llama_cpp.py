@@ -19,8 +19,6 @@ import httpx
 
 from gpupool.capabilities import ENGINES
 from gpupool.engines.base import (
-    Event,
-    Failed,
     Finished,
     ModelInfo,
     OpenAI,
@@ -34,16 +32,19 @@ from gpupool.engines.llama_cpp_arguments import parse_engine_args
 from gpupool.engines.llama_cpp_child import LlamaChild
 from gpupool.engines.llama_cpp_client import LlamaClient
 from gpupool.engines.llama_cpp_defaults import make_params
-from gpupool.engines.llama_cpp_fields import fields_of
+from gpupool.engines.llama_cpp_fields import absent_routes, fields_of
 from gpupool.engines.llama_cpp_generation import Generation
-from gpupool.engines.llama_cpp_link import LlamaLink
+from gpupool.engines.llama_cpp_link import LinkBroken, LlamaLink
 from gpupool.engines.llama_cpp_openai import EXIT_NOTICE_S, LlamaOpenAI, Model, leaves
 from gpupool.engines.llama_cpp_scoring import Scorer
 from gpupool.engines.llama_cpp_slots import Slot, SlotTable
+from gpupool.engines.llama_cpp_uses import Uses, uses_of
+from gpupool.engines.llama_cpp_vectors import first_ask
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
 from gpupool.engines.outlet import Outlet
 from gpupool.engines.request_loop import RequestLoop
-from gpupool.errors import ConfigError, EngineDead, EngineError, RequestError
+from gpupool.engines.warm_up import run_once
+from gpupool.errors import ConfigError, EngineError
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 
@@ -53,7 +54,6 @@ T = TypeVar("T")
 Work = Callable[[Slot], Awaitable[Finished | Scored]]
 
 POLL_S = 0.1
-WARM_UP_TIMEOUT_S = 600.0
 
 
 class LlamaCppEngine:
@@ -75,7 +75,9 @@ class LlamaCppEngine:
         self._requests = RequestLoop(on_busy=self._note_progress)
         # Set by load, the child last.
         self._child: LlamaChild | None = None
+        self._uses: Uses
         self._client: LlamaClient
+        self._link: LlamaLink
         self._slots: SlotTable
         self._scorer: Scorer
         self._vocabulary: Vocabulary
@@ -88,8 +90,8 @@ class LlamaCppEngine:
                 "--infer_type llama_cpp needs xllamacpp, which is not installed; "
                 "pip install 'gpupool[llama-cpp]'"
             )
-        parse_engine_args(settings.engine_args)
-        read_gguf(find_gguf(settings.model_name))
+        args = parse_engine_args(settings.engine_args)
+        uses_of(args, read_gguf(find_gguf(settings.model_name)))
 
     # Loading.
 
@@ -104,11 +106,13 @@ class LlamaCppEngine:
     def _load(self, report: Report) -> None:
         report("reading the file's header", None)
         model = read_gguf(find_gguf(self._settings.model_name))
+        self._uses = uses_of(self._args, model)
         params = make_params(self._args, model, self._slice)
         report("starting llama.cpp", None)
         self._requests.start()
         child = LlamaChild(model, self._requests.end)
         self._client = LlamaClient(child.socket_path, child.secret)
+        self._link = LlamaLink(child.socket_path, child.secret)
         self._child = child
         # On the loop's thread, as the kernel ends the child together with the thread.
         self._requests.run(_later(child.start, params, len(self._slice.gpus)))
@@ -140,31 +144,27 @@ class LlamaCppEngine:
             vocab_size=len(self._vocabulary),
             slots=props["total_slots"],
             dtype=props["model_ftype"],
+            generates=self._uses.generates,
         )
         self._has_tools = bool(props["chat_template_caps"]["supports_tools"])
 
     def _warm_up(self) -> None:
-        """Once through generating and scoring, so that no request is the first."""
+        """Once through what it is there for, so that no request is the first."""
+        if not self._uses.generates:
+            self._ask_first()
+            return
         prompt = (self.tokenize("Hello") or [0])[:2] * 2
         params = SamplingParams(max_tokens=2, seed=0, logprobs=1, ignore_eos=True)
-        self._wait_for(lambda sink: self.generate("warm-up", prompt, params, sink))
-        self._wait_for(lambda sink: self.score("warm-up", prompt, sink))
+        run_once(lambda sink: self.generate("warm-up", prompt, params, sink))
+        run_once(lambda sink: self.score("warm-up", prompt, sink))
 
-    def _wait_for(self, start: Callable[[Sink], None]) -> None:
-        ended = threading.Event()
-        failures: list[RequestError] = []
-
-        def sink(event: Event) -> None:
-            if isinstance(event, Failed):
-                failures.append(event.error)
-            if isinstance(event, Failed | Finished | Scored):
-                ended.set()
-
-        start(sink)
-        if not ended.wait(WARM_UP_TIMEOUT_S):
-            raise EngineDead(f"no answer within {WARM_UP_TIMEOUT_S:.0f} s of warming up")
-        if failures:
-            raise failures[0]
+    def _ask_first(self) -> None:
+        try:
+            self._requests.run(self._link.ask(*first_ask(self._uses)))
+        except LinkBroken:
+            self._requests.has_ended.wait(EXIT_NOTICE_S)
+            self._requests.check()
+            raise
 
     # Requests.
 
@@ -239,9 +239,8 @@ class LlamaCppEngine:
 
     def openai(self) -> OpenAI:
         """See engines.base.SpeaksOpenAI."""
-        assert self._child is not None
         app = LlamaOpenAI(
-            LlamaLink(self._child.socket_path, self._child.secret),
+            self._link,
             self._slots,
             Model(
                 self.model,
@@ -252,7 +251,7 @@ class LlamaCppEngine:
             count=self._count_others,
             note_progress=self._note_progress,
         )
-        return OpenAI(app, fields_of(has_embeddings="embedding" in self._args), leaves=leaves)
+        return OpenAI(app, fields_of(self._uses), leaves=leaves, absent=absent_routes(self._uses))
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """See engines.base.SpeaksOpenAI."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpupool.engines.llama_cpp_uses import RANK
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 
@@ -170,8 +171,10 @@ FLAGS: dict[str, Flag] = {
             mean="LLAMA_POOLING_TYPE_MEAN",
             cls="LLAMA_POOLING_TYPE_CLS",
             last="LLAMA_POOLING_TYPE_LAST",
+            rank=RANK,
         ),
     ),
+    "--reranking": Flag("pooling_type", value=RANK),
     "--jinja": Flag("use_jinja"),
     "--no-jinja": Flag("use_jinja", value=False),
     "--chat-template": Flag("chat_template", str),
@@ -208,6 +211,7 @@ ALIASES = {
     "-ot": "--override-tensor",
     "-nr": "--no-repack",
     "--embeddings": "--embedding",
+    "--rerank": "--reranking",
     "-lv": "--log-verbosity",
     "--verbosity": "--log-verbosity",
 }

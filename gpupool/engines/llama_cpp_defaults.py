@@ -12,12 +12,15 @@ from typing import Any
 
 from gpupool.engines.gguf_file import GgufModel
 from gpupool.engines.llama_cpp_arguments import ALL_LAYERS, Params
+from gpupool.engines.llama_cpp_uses import RANK
 from gpupool.partition import Slice
 
 CONTEXT_PER_SLOT = 4096
 CPU_SLOTS, GPU_SLOTS = 8, 32
-CPU_BATCH, GPU_BATCH = 128, 512
-"""Prompt tokens per step: a cancelled request is noticed between two steps."""
+CPU_BATCH, GPU_BATCH = 32, 512
+"""Prompt tokens per step. llama.cpp learns that a client has left when it tells of a step, and has
+begun the next one by then, so a cancelled request ends with that one. On a CPU a prompt takes as
+long in steps of 32 as in steps of 128."""
 USED_SHARE = 0.85  # of a GPU's memory; the rest is for compute buffers and CUDA itself
 MAX_GPU_THREADS = 8
 BYTES_PER_VALUE = 2  # of the cache: f16
@@ -35,7 +38,8 @@ def make_params(given: Mapping[str, Any], model: GgufModel, gpu_slice: Slice) ->
     if on_gpu:
         threads = min(threads, MAX_GPU_THREADS)
     batch = GPU_BATCH if on_gpu else CPU_BATCH
-    if given.get("embedding"):
+    is_pooled = bool(given.get("embedding")) or given.get("pooling_type") == RANK
+    if is_pooled:
         # llama.cpp computes the vector of a text in one step or not at all.
         batch = max(batch, context // slots)
     defaults = {
@@ -44,6 +48,7 @@ def make_params(given: Mapping[str, Any], model: GgufModel, gpu_slice: Slice) ->
         "cpuparams_batch.n_threads": given.get("cpuparams.n_threads", threads),
         "n_batch": batch,
         "n_ubatch": min(given.get("n_batch", batch), batch),
+        "embedding": is_pooled,
         # Fitting would move layers to the CPU unasked; too little memory is an error here.
         "fit_params": False,
         # A copy of each idle prompt in main memory would cost time at every change of a slot.

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gpupool.engines.llama_cpp_uses import Uses
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES = "/v1/responses"
 EMBEDDINGS = "/v1/embeddings"
+RERANKS = ("/v1/rerank", "/v2/rerank", "/rerank")
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 
 IDLE = frozenset({"user", "metadata", "service_tier", "prompt_cache_key", "safety_identifier"})
@@ -117,6 +120,15 @@ CHAT_LACKING = {
     "include_reasoning": (None, True),
 }
 COMPLETION_LACKING = {"suffix": NOTHING, "add_special_tokens": (None, True)}
+RERANK_LACKING: dict[str, tuple[Any, ...]] = {
+    "truncate_prompt_tokens": (None,),
+    "max_tokens_per_query": NOTHING,
+    "max_tokens_per_doc": NOTHING,
+    "instruction": NOTHING,
+    "chat_template_kwargs": NOTHING,
+    "use_activation": (None, False),
+    "priority": NOTHING,
+}
 
 LACKING_ON: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     CHAT: LACKING | CHAT_LACKING,
@@ -136,22 +148,40 @@ LACKING_ON: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "add_special_tokens": (None, True),
         "priority": NOTHING,
     },
+    **dict.fromkeys(RERANKS, RERANK_LACKING),
     TOKENIZE: {},
     DETOKENIZE: {},
 }
 
 
-def fields_of(*, has_embeddings: bool) -> dict[str, frozenset[str]]:
+def fields_of(uses: Uses) -> dict[str, frozenset[str]]:
     """By route: the names its body may have."""
     rendered = CHAT_ONLY & {"messages", "tools", "chat_template_kwargs", "add_generation_prompt"}
     known = {
-        CHAT: SAMPLED | CHAT_ONLY | IDLE,
-        COMPLETIONS: SAMPLED | COMPLETION_ONLY | IDLE,
-        RESPONSES: RESPONSES_FIELDS | IDLE,
-        EMBEDDINGS: frozenset({"model", "input", "encoding_format"}) | IDLE,
         TOKENIZE: rendered | {"model", "prompt", "add_special_tokens", "return_token_strs"},
         DETOKENIZE: frozenset({"model", "tokens"}),
     }
-    if not has_embeddings:
-        del known[EMBEDDINGS]
+    if uses.generates:
+        known[CHAT] = SAMPLED | CHAT_ONLY | IDLE
+        known[COMPLETIONS] = SAMPLED | COMPLETION_ONLY | IDLE
+        known[RESPONSES] = RESPONSES_FIELDS | IDLE
+    if uses.embeds:
+        known[EMBEDDINGS] = frozenset({"model", "input", "encoding_format"}) | IDLE
+    if uses.ranks:
+        ranked = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+        known |= dict.fromkeys(RERANKS, ranked | IDLE)
     return {path: names | frozenset(LACKING_ON[path]) for path, names in known.items()}
+
+
+def absent_routes(uses: Uses) -> dict[str, str]:
+    """By route that is not there: what its model, or its pool, would have to be."""
+    absent = dict.fromkeys(
+        RERANKS, "it needs a model that ranks, in a pool started with `-- --reranking`"
+    )
+    absent[EMBEDDINGS] = "it needs a pool started with `-- --embedding`"
+    if not uses.generates:
+        reason = "this pool's model does not generate: it is there for " + (
+            RERANKS[0] if uses.ranks else EMBEDDINGS
+        )
+        absent |= dict.fromkeys((CHAT, COMPLETIONS, RESPONSES), reason)
+    return {path: reason for path, reason in absent.items() if path not in fields_of(uses)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,9 @@ CONNECT_TIMEOUT_S = 30.0
 OK = 200
 NOT_SUPPORTED = 501
 EVENT_END = b"\n\n"
+OVERSIZE = re.compile(r"input \((\d+) tokens\) is too large to process\D*(\d+)")
+"""What llama.cpp calls an error of its own, in words alone: a text that has to be computed in one
+step, to a vector or a rank, and is longer than a step."""
 
 
 class LinkBroken(Exception):
@@ -152,6 +156,11 @@ def error_of(status: int, answer: Json) -> RequestError:
     error = answer.get("error")
     error = error if isinstance(error, dict) else {}
     code, kind, message = error.get("code", status), error.get("type"), str(error.get("message"))
+    if oversize := OVERSIZE.match(message):
+        return BadRequest(
+            f"the text has {oversize[1]} tokens; this model takes {oversize[2]} at once",
+            code="context_length_exceeded",
+        )
     if kind == "exceed_context_size_error":
         return BadRequest(
             f"the prompt has {error.get('n_prompt_tokens')} tokens; this model's context has "

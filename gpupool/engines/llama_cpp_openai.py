@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gpupool.engines.base import ModelInfo
-from gpupool.engines.llama_cpp_ask import Ask, Part, ask_chat, ask_completion, refuse_lacking
+from gpupool.engines.llama_cpp_ask import Ask, Part, ask_chat, ask_completion
 from gpupool.engines.llama_cpp_fields import (
     CHAT,
     COMPLETIONS,
     DETOKENIZE,
     EMBEDDINGS,
+    RERANKS,
     RESPONSES,
     TOKENIZE,
 )
 from gpupool.engines.llama_cpp_link import LinkBroken, LlamaLink
-from gpupool.engines.llama_cpp_outgoing import Outgoing
 from gpupool.engines.llama_cpp_reply import Reply
 from gpupool.engines.llama_cpp_responses import ResponsesReply, ask_response
 from gpupool.engines.llama_cpp_slots import SlotTable
+from gpupool.engines.llama_cpp_vectors import Vectors
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
 from gpupool.errors import BadRequest, Cancelled, EngineError, RequestError
+from gpupool.outgoing import Outgoing
+from gpupool.tasks import end_tasks
 
 if TYPE_CHECKING:
     from gpupool.exchange import Message, Receive, Send
@@ -81,7 +84,7 @@ class LlamaOpenAI:
         self._model = model
         self._count = count
         self._note_progress = note_progress
-        self._one_text = asyncio.Lock()
+        self._vectors = Vectors(link, slots, model.name, note_progress)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request, with an error too."""
@@ -127,11 +130,13 @@ class LlamaOpenAI:
         elif path == RESPONSES:
             await self._respond(body, out)
         elif path == EMBEDDINGS:
-            await out.give(await self._embed(body))
+            await out.whole(await self._vectors.embed(body))
+        elif path in RERANKS:
+            await out.whole(await self._vectors.rerank(path, body))
         elif path == TOKENIZE:
-            await out.give(await self._tokenize(body))
+            await out.whole(await self._tokenize(body))
         elif path == DETOKENIZE:
-            await out.give(await self._detokenize(body))
+            await out.whole(await self._detokenize(body))
 
     # Sequences.
 
@@ -142,14 +147,14 @@ class LlamaOpenAI:
                 if not ask.stream:
                     reply.take(index, event)
                 elif (chunk := reply.chunk(index, event)) is not None:
-                    await out.stream(chunk)
+                    await out.event(chunk)
         if not reply.is_complete:
             raise LinkBroken("a stream ended before its last event")
         if ask.stream:
-            await out.stream(reply.usage_chunk())
-            await out.end_stream()
+            await out.event(reply.usage_chunk())
+            await out.done()
         else:
-            await out.give(reply.whole())
+            await out.whole(reply.whole())
 
     async def _respond(self, body: Json, out: Outgoing) -> None:
         reply = ResponsesReply(body, self._model.info, self._model.name)
@@ -158,13 +163,13 @@ class LlamaOpenAI:
             async for event in events:
                 told = reply.take(event)
                 if told is not None and body.get("stream"):
-                    await out.stream(told, name=told["type"])
+                    await out.event(told, name=told["type"])
         if reply.response is None:
             raise LinkBroken("a stream ended before its last event")
         if body.get("stream"):
-            await out.end_stream(b"")
+            await out.done(b"")
         else:
-            await out.give(reply.response)
+            await out.whole(reply.response)
 
     async def _events(self, ask: Ask) -> AsyncGenerator[tuple[int, Json]]:
         """What all sequences tell, as it comes."""
@@ -193,7 +198,7 @@ class LlamaOpenAI:
                     item.result()
                     num_left -= 1
         finally:
-            await _end(tasks)
+            await end_tasks(tasks)
 
     async def _events_of(self, path: str, part: Part) -> AsyncGenerator[Json]:
         """One sequence, in a slot of its own: none waits inside llama.cpp."""
@@ -205,40 +210,6 @@ class LlamaOpenAI:
                     yield event
 
     # Other answers.
-
-    async def _embed(self, body: Json) -> Json:
-        refuse_lacking(EMBEDDINGS, body)
-        given = body.get("input")
-        if not given:
-            raise BadRequest("input is missing", param="input")
-        is_one = isinstance(given, str) or isinstance(given[0], int)
-        encoding = body.get("encoding_format") or "float"
-        if encoding not in ("float", "base64"):
-            raise BadRequest(
-                f"encoding_format is {str(encoding)[:60]!r}; it must be float or base64",
-                param="encoding_format",
-            )
-        answers = await _together(
-            [self._embed_one(text, encoding) for text in ([given] if is_one else given)]
-        )
-        num_tokens = sum(answer["usage"]["prompt_tokens"] for answer in answers)
-        return {
-            "object": "list",
-            "model": self._model.name,
-            "data": [
-                {"object": "embedding", "index": index, "embedding": answer["data"][0]["embedding"]}
-                for index, answer in enumerate(answers)
-            ],
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-        }
-
-    async def _embed_one(self, text: str | list[int], encoding: str) -> Json:
-        # Texts of different lengths side by side would be computed in steps of the same length,
-        # and llama.cpp would take the mean of the longer one over its last step alone.
-        async with self._one_text, self._slots.hold(b""):
-            found = await self._link.ask(EMBEDDINGS, {"input": text, "encoding_format": encoding})
-        self._note_progress()
-        return found
 
     async def _tokenize(self, body: Json) -> Json:
         text, add_special = body.get("prompt"), body.get("add_special_tokens") is not False
@@ -269,18 +240,3 @@ class LlamaOpenAI:
             raise BadRequest(f"tokens must be a list of ids from 0 to {size - 1}", param="tokens")
         found = await self._link.ask("/detokenize", {"tokens": tokens})
         return {"prompt": found["content"]}
-
-
-async def _together(work: list[Coroutine[Any, Any, Json]]) -> list[Json]:
-    """All results; the first that fails ends the others."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        await _end(tasks)
-
-
-async def _end(tasks: list[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

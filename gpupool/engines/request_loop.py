@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from gpupool.engines.base import Failed, Finished, Scored
 from gpupool.engines.outlet import Outlet
-from gpupool.engines.spawned import Spawned, cancel_once
+from gpupool.engines.spawned import Spawned
 from gpupool.errors import Cancelled, EngineDead, EngineError, RequestError
+from gpupool.tasks import cancel_once, end_other_tasks
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +164,6 @@ class RequestLoop:
 
     async def _close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         # Not only the requests: `run` has callers that wait, too.
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            cancel_once(task)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_other_tasks()
         await asyncio.sleep(0)  # The requests' callbacks run.
         await last()

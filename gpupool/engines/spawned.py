@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from gpupool.tasks import cancel_once
+
 T = TypeVar("T")
 
 
@@ -34,9 +36,3 @@ class Spawned:
         self._has_ended = True
         for task in self._tasks:
             cancel_once(task)
-
-
-def cancel_once(task: asyncio.Task[Any]) -> None:
-    """A second cancellation would break off the cleaning up after the first."""
-    if not task.cancelling():
-        task.cancel()

@@ -8,25 +8,21 @@ others used too, was 0.54 s while it loaded (imports) and 0.25 s while 32 sequen
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpupool.capabilities import ENGINES
 from gpupool.engines import scoring
 from gpupool.engines import transformers_model as models
 from gpupool.engines.base import (
-    Embedded,
-    Event,
     Failed,
     Finished,
     Grammar,
     ModelInfo,
     Report,
     SamplingParams,
-    Scored,
     Sink,
 )
 from gpupool.engines.beside import Beside, Check, Job
@@ -38,6 +34,7 @@ from gpupool.engines.transformers_batch import Batch
 from gpupool.engines.transformers_passes import Passes
 from gpupool.engines.transformers_sizes import make_config
 from gpupool.engines.transformers_text import ModelText
+from gpupool.engines.warm_up import run_once
 from gpupool.errors import EngineDead
 from gpupool.partition import Slice
 from gpupool.settings import Settings
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 3.0  # for each of the three threads; `die` has 10 s
-WARM_UP_TIMEOUT_S = 600.0
 
 
 class TransformersEngine:
@@ -141,13 +137,13 @@ class TransformersEngine:
             max_tokens=2, top_p=0.9, seed=0, logprobs=1, repetition_penalty=1.1, ignore_eos=True
         )
         beam = SamplingParams(max_tokens=2, beam_width=2, num_beams_returned=1)
-        _wait(lambda sink: self.generate("warm-up", prompt, params, sink))
+        run_once(lambda sink: self.generate("warm-up", prompt, params, sink))
         if self._guides is not None and self._guides.is_able:
             bound = SamplingParams(max_tokens=2, grammar=Grammar("json_object"))
-            _wait(lambda sink: self.generate("warm-up", prompt, bound, sink))
-        _wait(lambda sink: self.score("warm-up", prompt, sink, top=1))
-        _wait(lambda sink: self.embed("warm-up", prompt, sink))
-        _wait(lambda sink: self.beam_search("warm-up", prompt, beam, sink))
+            run_once(lambda sink: self.generate("warm-up", prompt, bound, sink))
+        run_once(lambda sink: self.score("warm-up", prompt, sink, top=1))
+        run_once(lambda sink: self.embed("warm-up", prompt, sink))
+        run_once(lambda sink: self.beam_search("warm-up", prompt, beam, sink))
 
     # Text and tokens.
 
@@ -274,18 +270,3 @@ class TransformersEngine:
             self._beside.stop(STOP_TIMEOUT_S, "the engine was told to end")
         if self._batch is not None:
             self._batch.stop(STOP_TIMEOUT_S)
-
-
-def _wait(start: Callable[[Sink], None]) -> None:
-    """Run one request to its end; raises what it failed with."""
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    start(events.put)
-    while True:
-        try:
-            event = events.get(timeout=WARM_UP_TIMEOUT_S)
-        except queue.Empty:
-            raise TimeoutError(f"no answer to a warm-up in {WARM_UP_TIMEOUT_S:.0f} s") from None
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Finished | Scored | Embedded):
-            return

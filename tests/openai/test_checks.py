@@ -227,3 +227,26 @@ def test_what_the_engine_cannot_do_is_refused_and_not_dropped(
 def test_an_unknown_field_is_answered_with_the_nearest_known_one() -> None:
     with pytest.raises(RequestError, match="did you mean 'temperature'"):
         check(ROUTES[CHAT], HELLO | {"temprature": 1}, ABLE)
+
+
+RERANK = "/v1/rerank"
+ABLE_TO_RANK = replace(
+    ABLE,
+    fields={RERANK: frozenset({"query", "documents", "top_n", "return_documents"})},
+)
+
+
+def test_every_document_is_a_sequence_of_its_own() -> None:
+    ask = check(ROUTES[RERANK], {"query": "a", "documents": ["b", "c", "d"]}, ABLE_TO_RANK)
+    assert ask.num_sequences == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"top_n": -1}, {"return_documents": "yes"}, {"documents": ["a"] * 2049}, {"max_chunks": 1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_cannot_be_asked_of_documents_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        check(ROUTES[RERANK], {"query": "a", "documents": ["b"]} | change, ABLE_TO_RANK)
+    assert caught.value.param == next(iter(change))

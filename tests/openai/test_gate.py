@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,12 @@ def test_an_unknown_route_is_a_404_in_json() -> None:
 def test_a_route_that_the_engine_has_not_is_a_400_that_says_so() -> None:
     answer = ask(gate_around(Script()), "/v1/rerank", {"query": "a", "documents": ["b"]})
     assert (answer.status, answer.error["code"]) == (400, "unsupported")
+
+
+def test_a_route_that_the_engine_could_have_is_a_400_that_says_how() -> None:
+    able = replace(ABLE, absent={"/v1/rerank": "start it with --reranking"})
+    answer = ask(gate_around(Script(), able=able), "/v1/rerank", {"query": "a", "documents": ["b"]})
+    assert answer.error["message"].endswith("start it with --reranking")
 
 
 def test_the_wrong_method_is_a_405() -> None:

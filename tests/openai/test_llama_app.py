@@ -143,6 +143,16 @@ REFUSALS = {
         400,
         "context_length_exceeded",
     ),
+    "longer than a step": (
+        {
+            "code": 500,
+            "message": "input (9 tokens) is too large to process. increase the physical batch size"
+            " (current batch size: 8)",
+            "type": "server_error",
+        },
+        400,
+        "context_length_exceeded",
+    ),
     "not there": (
         {"code": 501, "message": "no", "type": "not_supported_error"},
         400,
@@ -238,6 +248,94 @@ def test_each_text_has_an_embedding_in_its_place(run: Run) -> None:
     assert answer["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
     assert inputs == ["a", [1, 2], "c"]
     assert most == 1  # side by side, llama.cpp computes them wrongly
+
+
+def ranked(score: Any) -> list[bytes | None]:
+    """llama.cpp's answer about one document."""
+    result = {"index": 0, "relevance_score": score}
+    return [json.dumps({"results": [result], "usage": {"prompt_tokens": 4}}).encode()]
+
+
+def test_documents_are_ranked_side_by_side_in_slots_of_their_own(run: Run) -> None:
+    async def scenario(made: Stage) -> Any:
+        made.server.script = ranked(0.5)
+        found = await made.client().ask("/v2/rerank", query="q", documents=["a", "b", "c"])
+        return found, made.server
+
+    (status, answer), server = run(scenario)
+    assert status == 200
+    assert [result["index"] for result in answer["results"]] == [0, 1, 2]
+    assert answer["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
+    assert [asked["documents"] for asked in server.asked] == [["a"], ["b"], ["c"]]
+    assert set(server.paths) == {"/v1/rerank"}
+    assert server.most_running == 2  # as many as there are slots
+
+
+def test_every_document_shows_that_the_engine_lives(run: Run) -> None:
+    async def scenario(made: Stage) -> int:
+        made.server.script = ranked(0.5)
+        await made.client().ask("/rerank", query="q", documents=["a", "b"])
+        return made.num_steps
+
+    assert run(scenario) == 2
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_documents_are_told_unless_they_are_not_wanted(run: Run, wanted: bool | None) -> None:
+    async def scenario(made: Stage) -> Any:
+        made.server.script = ranked(0.5)
+        fields = {"query": "q", "documents": "a", "return_documents": wanted}
+        return await made.client().ask("/v1/rerank", **fields)
+
+    (result,) = run(scenario)[1]["results"]
+    expected = {"index": 0, "relevance_score": 0.5}
+    assert result == (expected if wanted is False else expected | {"document": {"text": "a"}})
+
+
+def test_a_score_that_is_no_number_is_the_engines_error(run: Run) -> None:
+    async def scenario(made: Stage) -> Any:
+        made.server.script = ranked(None)
+        return await made.client().ask("/v1/rerank", query="q", documents=["a"])
+
+    status, answer = run(scenario)
+    assert (status, answer["error"]["type"]) == (500, "engine_error")
+
+
+def test_a_client_that_leaves_ends_the_ranking_of_its_documents(run: Run) -> None:
+    async def scenario(made: Stage) -> int:
+        made.server.script = [None]
+        client = made.client()
+        asking = asyncio.create_task(client.ask("/v1/rerank", query="q", documents=["a"] * 9))
+        await until(lambda: made.server.num_running == 2)
+        client.left.set()
+        assert (await asyncio.wait([asking], timeout=5))[0], "it goes on"
+        assert isinstance(asking.exception(), Cancelled)
+        await until(lambda: made.server.num_running == 0)
+        return len(made.server.asked)
+
+    assert run(scenario) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"documents": ["a"]}, "query"),
+        ({"query": [1, 2], "documents": ["a"]}, "query"),
+        ({"query": "q"}, "documents"),
+        ({"query": "q", "documents": []}, "documents"),
+        ({"query": "q", "documents": ["a", {"text": "b"}]}, "documents[1]"),
+        ({"query": "q", "documents": ["a"], "max_tokens_per_doc": 5}, "max_tokens_per_doc"),
+    ],
+    ids=["no query", "tokens", "no documents", "none", "an object", "a cut"],
+)
+def test_what_cannot_be_ranked_does_not_reach_llama_cpp(
+    run: Run, fields: dict[str, Any], param: str
+) -> None:
+    async def scenario(made: Stage) -> Any:
+        status, answer = await made.client().ask("/v1/rerank", **fields)
+        return status, answer["error"]["param"], made.server.asked
+
+    assert run(scenario) == (400, param, [])
 
 
 def test_a_chat_is_asked_for_at_llama_cpps_own_route(run: Run) -> None:

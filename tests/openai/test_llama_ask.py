@@ -10,10 +10,22 @@ import pytest
 from gpupool.engines.base import ModelInfo
 from gpupool.engines.llama_cpp_ask import Ask, ask_chat, ask_completion, refuse_lacking
 from gpupool.engines.llama_cpp_calls import CallReader, schema_of_calls
-from gpupool.engines.llama_cpp_fields import CHAT, COMPLETIONS, EMBEDDINGS, LACKING_ON, fields_of
+from gpupool.engines.llama_cpp_fields import (
+    CHAT,
+    COMPLETIONS,
+    DETOKENIZE,
+    EMBEDDINGS,
+    LACKING_ON,
+    RERANKS,
+    RESPONSES,
+    TOKENIZE,
+    absent_routes,
+    fields_of,
+)
 from gpupool.engines.llama_cpp_grammar import grammar_of_choices
 from gpupool.engines.llama_cpp_openai import leaves
 from gpupool.engines.llama_cpp_segment import fold_seed
+from gpupool.engines.llama_cpp_uses import Uses
 from gpupool.errors import BadRequest
 
 MODEL = ModelInfo(name="M", context_tokens=512, vocab_size=1000, slots=4)
@@ -259,9 +271,9 @@ def test_pictures_are_refused() -> None:
     asked(messages=[{"role": "user", "content": parts[:1]}])
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, EMBEDDINGS])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, EMBEDDINGS, *RERANKS])
 def test_what_is_lacking_is_refused_by_name_and_its_neutral_values_are_not(path: str) -> None:
-    known = fields_of(has_embeddings=True)[path]
+    known = fields_of(Uses(generates=True, embeds=True, ranks=True))[path]
     for name, neutral in LACKING_ON[path].items():
         assert name in known
         for value in neutral:
@@ -277,9 +289,25 @@ def test_an_unknown_stream_option_is_refused() -> None:
     assert error.param == "stream_options.continuous_usage_stats"
 
 
-def test_embeddings_are_a_route_only_where_the_model_was_started_for_them() -> None:
-    assert EMBEDDINGS in fields_of(has_embeddings=True)
-    assert EMBEDDINGS not in fields_of(has_embeddings=False)
+TEXTS = {CHAT, COMPLETIONS, RESPONSES}
+ROUTES_OF = {
+    "texts": (Uses(generates=True, embeds=False, ranks=False), TEXTS),
+    "texts and vectors": (Uses(generates=True, embeds=True, ranks=False), TEXTS | {EMBEDDINGS}),
+    "vectors": (Uses(generates=False, embeds=True, ranks=False), {EMBEDDINGS}),
+    "ranks": (Uses(generates=False, embeds=False, ranks=True), {*RERANKS}),
+}
+
+
+@pytest.mark.parametrize(("uses", "expected"), ROUTES_OF.values(), ids=ROUTES_OF)
+def test_the_routes_are_those_that_the_pool_was_started_for(uses: Uses, expected: set[str]) -> None:
+    assert set(fields_of(uses)) == expected | {TOKENIZE, DETOKENIZE}
+
+
+@pytest.mark.parametrize(("uses", "expected"), ROUTES_OF.values(), ids=ROUTES_OF)
+def test_a_route_that_is_not_there_says_what_it_needs(uses: Uses, expected: set[str]) -> None:
+    absent = absent_routes(uses)
+    assert set(absent) == (TEXTS | {EMBEDDINGS, *RERANKS}) - expected
+    assert all("--reranking" in absent[path] for path in RERANKS if path in absent)
 
 
 def test_only_completions_with_an_echo_are_left_to_the_pool() -> None:

@@ -15,13 +15,13 @@ from typing import Any
 from gpupool.clock import SequenceClock
 from gpupool.errors import EngineError, RequestError, render_error
 from gpupool.exchange import Message, Send
+from gpupool.outgoing import JSON_TYPE, render_event
 from gpupool.request_id import HEADER
 
 log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]"
 OWN_HEADERS = (("X-Content-Type-Options", "nosniff"),)
-JSON = [(b"content-type", b"application/json")]
 ERROR_EVENTS = (b'data: {"error"', b"event: error", b"event: response.failed")
 TYPES = {
     400: "invalid_request_error",
@@ -89,7 +89,7 @@ class Answer:
 
     async def give(self, content: dict[str, Any]) -> None:
         """Answer without the engine."""
-        self._take_start({"type": "http.response.start", "status": 200, "headers": JSON})
+        self._take_start({"type": "http.response.start", "status": 200, "headers": JSON_TYPE})
         await self._send_whole(json.dumps(content).encode())
 
     async def _send_whole(self, body: bytes) -> None:
@@ -99,27 +99,19 @@ class Answer:
             await self.fail(error_of(read_answer(body), self.status))
             return
         self._count(read_answer(body).get("usage"))
-        await self._begin(len(body))
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-        self.is_complete = True
+        await self._end(body)
 
     async def fail(self, error: BaseException) -> None:
         """Answer with an error; in a stream that has begun, as its last event."""
         if self.has_begun:
             await self._break(error)
             return
-        status, headers, body = render_error(error)
-        content = json.dumps(body).encode()
-        self.status = status
-        self._start = {
-            "type": "http.response.start",
-            "status": status,
-            "headers": JSON
-            + [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-        }
-        await self._begin(len(content))
-        await self._send({"type": "http.response.body", "body": content, "more_body": False})
-        self.is_complete = True
+        status, more, body = render_error(error)
+        headers = [(name.lower().encode(), value.encode()) for name, value in more.items()]
+        self._take_start(
+            {"type": "http.response.start", "status": status, "headers": JSON_TYPE + headers}
+        )
+        await self._end(json.dumps(body).encode())
 
     # Streams.
 
@@ -160,17 +152,20 @@ class Answer:
         if self._is_broken or self.is_complete:
             return
         self._is_broken = True
-        await self._begin(None)
         _, _, body = render_error(error)
-        event = b"data: " + json.dumps(body).encode() + b"\n\n"
-        await self._send({"type": "http.response.body", "body": event, "more_body": False})
-        self.is_complete = True
+        await self._end(render_event(json.dumps(body).encode()))
 
     def _tick(self) -> None:
         if self.clock is not None:
             self.clock.tick(1)
 
     # Both.
+
+    async def _end(self, body: bytes) -> None:
+        """The whole body, or the last event of a stream."""
+        await self._begin(None if self._is_stream else len(body))
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self.is_complete = True
 
     async def _begin(self, length: int | None) -> None:
         if self.has_begun or self._start is None:

@@ -8,7 +8,7 @@ is checked alike on all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpupool.api.openai.content import check_messages, check_texts
@@ -50,6 +50,7 @@ FLAGS = (
     "add_special_tokens",
     "add_generation_prompt",
     "include_reasoning",
+    "return_documents",
 )
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
 REFUSED = {
@@ -77,6 +78,8 @@ class Able:
     """Under which the model may be asked for; the first is the one that answers say."""
     media_by_url: bool = False
     """Whether the engine may fetch pictures and sounds from the network for a client."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """By the path of a route that this engine has not: what it would need."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,8 @@ def _check_part(param: str, part: Any, *, by_url: bool) -> int:
 
 
 def check_texts(body: dict[str, Any], model: ModelInfo) -> int:
-    """How many prompts there are. Each is a string or a list of token ids."""
+    """How many prompts there are: a document is one, with its query. Each is a string or a list
+    of token ids."""
     num_texts = 1
     for name in TEXT_FIELDS:
         value = body.get(name)
@@ -72,7 +73,7 @@ def check_texts(body: dict[str, Any], model: ModelInfo) -> int:
             )
         for index, text in enumerate(many):
             _check_text(name if many is not value else f"{name}[{index}]", text, model)
-        if name in ("prompt", "input"):
+        if name in ("prompt", "input", "documents"):
             num_texts = len(many)
     return num_texts
 

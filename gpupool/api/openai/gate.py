@@ -138,9 +138,9 @@ class Gate:
         if route is None:
             raise NotFound(f"no such route: {path[:200]}", code="no_route")
         if path not in self._behind.able.fields:
+            needs = self._behind.able.absent.get(path, "docs/openai.md says which has")
             raise BadRequest(
-                f"this pool's engine, or its model, has no {path}; docs/openai.md says which has",
-                code="unsupported",
+                f"this pool's engine, or its model, has no {path}; {needs}", code="unsupported"
             )
         return route
 

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gpupool.api.openai.own.fields import fields_for, refuse_others
 from gpupool.api.openai.own.query import Query
-from gpupool.api.openai.own.reply import Reply
+from gpupool.api.openai.own.reply import render
 from gpupool.api.openai.own.runner import Runner
 from gpupool.engines.base import Engine
 from gpupool.errors import Cancelled, NotFound
 from gpupool.exchange import Message, Receive, Send
+from gpupool.outgoing import Outgoing
 
 Handlers = Mapping[str, Callable[[Query], Awaitable[None]]]
 
@@ -51,7 +52,7 @@ class OwnApp:
         if self._handlers is None:
             self._handlers = await self._runner.off_loop(find_handlers)
         name = body.get("model") or self._model_names[0]
-        query = Query(body, self._runner, Reply(send), name)
+        query = Query(body, self._runner, Outgoing(send, render), name)
         await _unless_gone(self._handlers[path](query), receive)
 
 

@@ -7,8 +7,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpupool.api.openai.own.reply import Reply
 from gpupool.api.openai.own.runner import Runner
+from gpupool.outgoing import Outgoing
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Query:
 
     body: dict[str, Any]
     runner: Runner
-    reply: Reply
+    reply: Outgoing
     model_name: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
