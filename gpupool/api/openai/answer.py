@@ -63,6 +63,12 @@ class Answer:
         self.is_complete = False
         self.prompt_tokens = 0
         self.generated_tokens = 0
+        self._num_ticks = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated; of a stream that did not come to its usage, its events so far."""
+        return self.prompt_tokens + (self.generated_tokens or self._num_ticks)
 
     async def send(self, message: Message) -> None:
         """In place of the server's own."""
@@ -167,6 +173,7 @@ class Answer:
         self.is_complete = True
 
     def _tick(self) -> None:
+        self._num_ticks += 1
         if self.clock is not None:
             self.clock.tick(1)
 

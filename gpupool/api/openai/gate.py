@@ -87,6 +87,8 @@ class Gate:
         except Exception as error:
             log.exception("unexpected error on %s request=%s", scope["path"], request_id)
             await answer.fail(error)
+        finally:
+            call.num_tokens = answer.num_tokens  # also of a stream that its client has left
         self._count(scope["path"], answer, began)
 
     async def _answer(

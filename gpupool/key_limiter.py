@@ -1,0 +1,107 @@
+"""Holds the API keys of a pool to their limits (worker process, main thread).
+
+One per worker; the numbers are shared. A request counts from when it is whole to its end, at the
+worker that has it or on its way to one; what runs in other workers' lanes belongs to it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from gpupool.call import History
+from gpupool.connection import Connection
+from gpupool.errors import KeyLimited
+from gpupool.key_budget import RETRY_AFTER_S, KeyLimits, too_many, used_up
+from gpupool.keys import KeyRing
+from gpupool.scoreboard import Scoreboard
+from gpupool.settings import Settings
+
+
+class KeyLimiter:
+    """One worker's part. `keys` tell which key a request came with."""
+
+    def __init__(
+        self, settings: Settings, keys: KeyRing, scoreboard: Scoreboard, index: int
+    ) -> None:
+        self._limits = KeyLimits(settings.key_concurrency, settings.key_tokens_per_minute)
+        self._keys = keys
+        self._scoreboard = scoreboard
+        self._use = scoreboard.key_use
+        self._index = index
+
+    def begin(self, conn: Connection) -> KeyLimited | None:
+        """Count a request that is whole and has a valid key, or say why it is one too many. One
+        that another worker has let in is in already."""
+        if not self._limits or conn.history.key:
+            return None
+        key, now = self._keys.word_of(conn.parser.request.headers), time.monotonic()
+        refused = too_many(self._limits, self._in_flight(key, now))
+        if refused is None and self._limits.tokens_per_minute:
+            refused = used_up(self._limits, self._use.minute(key), now)
+        if refused is None:
+            refused = self._count(conn.history, key, now)
+        return refused
+
+    def _count(self, history: History, key: int, now: float) -> KeyLimited | None:
+        """Looks again after it has counted: of two workers that let in the last one at the same
+        moment at least one sees the other, so there are never too many. Both may step back."""
+        if not self._use.begin(self._index, key, now):
+            return KeyLimited(
+                "more API keys are in use at once than this pool counts; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        refused = too_many(self._limits, self._in_flight(key, now) - 1)
+        if refused is None:
+            history.key = key
+        else:
+            self._use.end(self._index, key)
+        return refused
+
+    def end(self, conn: Connection) -> None:
+        """A request is answered, or failed: its tokens count now."""
+        key, tokens = conn.history.key, conn.call.num_tokens
+        if key and tokens:
+            self._use.spend(self._index, key, tokens, time.monotonic())
+        self.let_go(conn.history)
+
+    def let_go(self, history: History) -> None:
+        """A request is over, without an answer if `end` was not called."""
+        key, history.key = history.key, 0
+        if key:
+            self._use.end(self._index, key)
+
+    # Between workers.
+
+    def send(self, history: History, to: int) -> float:
+        """A request leaves for another row; returns when, which the message has to tell."""
+        now = time.monotonic()
+        if history.key:
+            self._use.send(self._index, history.key, to, now)
+        return now
+
+    def take_back(self, history: History) -> None:
+        """It could not leave."""
+        if history.key:
+            self._use.take_back(self._index, history.key, time.monotonic())
+
+    def note_sent(self, history: History) -> None:
+        """It has left: its end is another worker's to count."""
+        history.key = 0
+
+    def take_over(self, history: History) -> None:
+        """A request that another worker had let in is here."""
+        if history.key and not self._use.begin(self._index, history.key, time.monotonic()):
+            history.key = 0  # the table is full: this one is not counted
+
+    def arrive(self, to: int, sender: int, sent_at: float) -> None:
+        """What came to a row's mailbox is taken over."""
+        self._use.arrive(to, sender, sent_at)
+
+    def turn(self) -> None:
+        """Now and then."""
+        self._use.forget_arrived(self._index, time.monotonic())
+
+    def _in_flight(self, key: int, now: float) -> int:
+        rows = enumerate(self._scoreboard)
+        living = [index for index, row in rows if row.pid or index == self._index]
+        return self._use.in_flight(key, living, now)
