@@ -7,14 +7,17 @@ worker that has it or on its way to one; what runs in other workers' lanes belon
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from gpupool.call import History
-from gpupool.connection import Connection
 from gpupool.errors import KeyLimited
 from gpupool.key_budget import RETRY_AFTER_S, KeyLimits, too_many, used_up
 from gpupool.keys import KeyRing
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
+
+Headers = Iterable[tuple[str, str]]
+"""As gunicorn parsed them."""
 
 
 class KeyLimiter:
@@ -29,17 +32,17 @@ class KeyLimiter:
         self._use = scoreboard.key_use
         self._index = index
 
-    def begin(self, conn: Connection) -> KeyLimited | None:
+    def begin(self, history: History, headers: Headers) -> KeyLimited | None:
         """Count a request that is whole and has a valid key, or say why it is one too many. One
         that another worker has let in is in already."""
-        if not self._limits or conn.history.key:
+        if not self._limits or history.key:
             return None
-        key, now = self._keys.word_of(conn.parser.request.headers), time.monotonic()
+        key, now = self._keys.word_of(headers), time.monotonic()
         refused = too_many(self._limits, self._in_flight(key, now))
         if refused is None and self._limits.tokens_per_minute:
             refused = used_up(self._limits, self._use.minute(key), now)
         if refused is None:
-            refused = self._count(conn.history, key, now)
+            refused = self._count(history, key, now)
         return refused
 
     def _count(self, history: History, key: int, now: float) -> KeyLimited | None:
@@ -57,12 +60,11 @@ class KeyLimiter:
             self._use.end(self._index, key)
         return refused
 
-    def end(self, conn: Connection) -> None:
+    def end(self, history: History, num_tokens: int) -> None:
         """A request is answered, or failed: its tokens count now."""
-        key, tokens = conn.history.key, conn.call.num_tokens
-        if key and tokens:
-            self._use.spend(self._index, key, tokens, time.monotonic())
-        self.let_go(conn.history)
+        if history.key and num_tokens:
+            self._use.spend(self._index, history.key, num_tokens, time.monotonic())
+        self.let_go(history)
 
     def let_go(self, history: History) -> None:
         """A request is over, without an answer if `end` was not called."""

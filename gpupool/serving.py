@@ -158,7 +158,7 @@ class ServingWorker(AnsweringWorker):
         elif request.method == "OPTIONS" or not self.keys.fit(request.headers):
             self.answer_by_flask(conn)
         elif waits_for_model(request.method, request.path):
-            refused = self.limiter.begin(conn)
+            refused = self.limiter.begin(conn.history, request.headers)
             if refused is not None:
                 self.refuse(conn, refused)
             else:
@@ -172,7 +172,7 @@ class ServingWorker(AnsweringWorker):
             self.check_engine()
             self.admission.move(conn)
             return
-        self.limiter.end(conn)
+        self.limiter.end(conn.history, conn.call.num_tokens)
         self.admission.finish(conn)
         super().finish_request(conn, fs)
 
