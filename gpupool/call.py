@@ -29,6 +29,8 @@ class History:
     """The same for the items of a batch, which are run one by one."""
     key: int = 0
     """The API key that the request counts for, as KeyRing.word_of has it; 0: for none."""
+    is_counted: bool = False
+    """Whether the worker that has it counts it in flight."""
 
     def as_fields(self) -> dict[str, Any]:
         """For a message."""

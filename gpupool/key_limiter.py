@@ -1,17 +1,20 @@
-"""Holds the API keys of a pool to their limits (worker process, main thread).
+"""Holds the API keys of a pool to their limits (worker process).
 
-One per worker; the numbers are shared. A request counts from when it is whole to its end, at the
-worker that has it or on its way to one; what runs in other workers' lanes belongs to it.
+Main thread, unless a method says otherwise. One per worker; the numbers are shared. A request
+counts from when it is whole to its end, at the worker that has it or on its way to one; what runs
+in other workers' lanes belongs to it.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 
 from gpupool.call import History
 from gpupool.errors import KeyLimited
 from gpupool.key_budget import RETRY_AFTER_S, KeyLimits, too_many, used_up
+from gpupool.key_use import Sent
 from gpupool.keys import KeyRing
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
@@ -31,6 +34,7 @@ class KeyLimiter:
         self._scoreboard = scoreboard
         self._use = scoreboard.key_use
         self._index = index
+        self._lock = threading.Lock()
 
     def begin(self, history: History, headers: Headers) -> KeyLimited | None:
         """Count a request that is whole and has a valid key, or say why it is one too many. One
@@ -48,60 +52,72 @@ class KeyLimiter:
     def _count(self, history: History, key: int, now: float) -> KeyLimited | None:
         """Looks again after it has counted: of two workers that let in the last one at the same
         moment at least one sees the other, so there are never too many. Both may step back."""
-        if not self._use.begin(self._index, key, now):
+        with self._lock:
+            history.is_counted = self._use.begin(self._index, key, now)
+        if not history.is_counted:
             return KeyLimited(
                 "more API keys are in use at once than this pool counts; try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
+        history.key = key
         refused = too_many(self._limits, self._in_flight(key, now) - 1)
         if refused is None:
-            history.key = key
-        else:
-            self._use.end(self._index, key)
+            return None
+        self.let_go(history)
+        history.key = 0
         return refused
 
-    def end(self, history: History, num_tokens: int) -> None:
-        """A request is answered, or failed: its tokens count now."""
-        if history.key and num_tokens:
-            self._use.spend(self._index, history.key, num_tokens, time.monotonic())
-        self.let_go(history)
-
     def let_go(self, history: History) -> None:
-        """A request is over, without an answer if `end` was not called."""
-        key, history.key = history.key, 0
-        if key:
-            self._use.end(self._index, key)
+        """A request is over, or its answer is about to be: before its last bytes are sent, so that
+        whoever has read them finds the place free. Any thread, any number of times."""
+        with self._lock:
+            if history.is_counted:
+                history.is_counted = False
+                self._use.end(self._index, history.key)
 
-    # Between workers.
+    def end(self, history: History, num_tokens: int) -> None:
+        """A request is over, and its tokens count."""
+        self.let_go(history)
+        if history.key and num_tokens:
+            with self._lock:
+                self._use.spend(self._index, history.key, num_tokens, time.monotonic())
+        history.key = 0
 
-    def send(self, history: History, to: int) -> float:
-        """A request leaves for another row; returns when, which the message has to tell."""
-        now = time.monotonic()
+    # Between workers. What travels is counted: it was not answered yet.
+
+    def send(self, history: History, to: int) -> Sent:
+        """A request leaves for another row, which is to be told."""
+        sent = Sent(self._index, to, time.monotonic())
         if history.key:
-            self._use.send(self._index, history.key, to, now)
-        return now
+            with self._lock:
+                self._use.send(self._index, history.key, to, sent.at)
+        return sent
 
     def take_back(self, history: History) -> None:
         """It could not leave."""
         if history.key:
-            self._use.take_back(self._index, history.key, time.monotonic())
+            with self._lock:
+                self._use.take_back(self._index, history.key, time.monotonic())
 
     def note_sent(self, history: History) -> None:
-        """It has left: its end is another worker's to count."""
-        history.key = 0
+        """It has left: the rest is another worker's to count."""
+        history.key, history.is_counted = 0, False
 
-    def take_over(self, history: History) -> None:
-        """A request that another worker had let in is here."""
-        if history.key and not self._use.begin(self._index, history.key, time.monotonic()):
-            history.key = 0  # the table is full: this one is not counted
-
-    def arrive(self, to: int, sender: int, sent_at: float) -> None:
-        """What came to a row's mailbox is taken over."""
-        self._use.arrive(to, sender, sent_at)
+    def take_over(self, history: History, sent: Sent | None) -> None:
+        """A request that another worker had let in is here; None: that worker was killed."""
+        if not history.key:
+            return
+        now = time.monotonic()
+        with self._lock:
+            if sent is not None:
+                history.is_counted = self._use.take_over(self._index, history.key, sent, now)
+            else:
+                history.is_counted = self._use.begin(self._index, history.key, now)
 
     def turn(self) -> None:
         """Now and then."""
-        self._use.forget_arrived(self._index, time.monotonic())
+        with self._lock:
+            self._use.forget_arrived(self._index, time.monotonic())
 
     def _in_flight(self, key: int, now: float) -> int:
         rows = enumerate(self._scoreboard)

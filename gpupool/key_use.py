@@ -11,9 +11,11 @@ the next one. Tokens were used whoever dies, and are forgotten after their minut
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from gpupool.key_budget import NUM_STEPS, added, index_at, spent
 
@@ -25,7 +27,17 @@ TRANSIT_S = 10.0
 """A request that was sent to another worker and did not arrive by then is lost: that worker was
 killed in the moment in which it took it."""
 
+MAX_LOOKS = 20
+
 _SIZE = NUM_PLACES + MAX_PROBES  # the last place has as many after it as the first
+
+
+class Sent(NamedTuple):
+    """A request that went from the worker of a row to the mailbox of another."""
+
+    sender: int
+    to: int
+    at: float  # monotonic
 
 
 class _Table(ctypes.Structure):
@@ -49,23 +61,28 @@ class KeyUse:
 
     def __init__(self, num_rows: int) -> None:
         arrived = ctypes.c_double * num_rows * num_rows
+        moves = ctypes.c_uint64 * num_rows
         size = ctypes.sizeof(_Table) * num_rows
-        self._memory = mmap.mmap(-1, size + ctypes.sizeof(arrived))
+        arrived_size = ctypes.sizeof(arrived)
+        self._memory = mmap.mmap(-1, size + arrived_size + ctypes.sizeof(moves))
         self._tables = (_Table * num_rows).from_buffer(self._memory)
         # [receiver][sender]: when the last request that arrived was sent. Messages between two
         # workers keep their order, so all that were sent before have arrived, too.
         self._arrived = arrived.from_buffer(self._memory, size)
+        # Of each row; odd while its worker moves a request from one count to another.
+        self._moves = moves.from_buffer(self._memory, size + arrived_size)
 
     # Read by all.
 
     def in_flight(self, key: int, rows: Iterable[int], now: float) -> int:
-        """Requests of a key that the workers of these rows have, or have on their way."""
-        total = 0
-        for row in rows:
-            table = self._tables[row]
-            place = _find(table, key)
-            total += table.in_flight[place] if place is not None else 0
-            total += self._num_in_transit(row, key, now)
+        """Requests of a key that the workers of these rows have, or have on their way. Looks again
+        where one moved meanwhile, and would be seen twice or not at all."""
+        rows, total = list(rows), 0
+        for _ in range(MAX_LOOKS):
+            moves = self._moves[:]
+            total = sum(self._num_of(row, key, now) for row in rows)
+            if moves == self._moves[:] and not any(count % 2 for count in moves):
+                break
         return total
 
     def minute(self, key: int) -> list[int]:
@@ -98,9 +115,11 @@ class KeyUse:
             table.in_flight[place] -= 1
 
     def spend(self, row: int, key: int, tokens: int, now: float) -> None:
-        """Count tokens of a request that is not ended yet."""
+        """Count tokens."""
         table = self._tables[row]
         place = _find(table, key)
+        if place is None:
+            place = _take_place(table, key, now)
         if place is not None:
             minute, step = table.minutes[place], index_at(now)
             minute[step] = added(minute[step], tokens, now)
@@ -108,22 +127,27 @@ class KeyUse:
     # Requests that go to another worker: at any moment in the count of one, or on their way.
 
     def send(self, row: int, key: int, to: int, now: float) -> None:
-        """A request leaves for another row, which is to call `arrive` with this moment."""
+        """A request leaves for another row, which is to call `take_over` with this moment."""
         self.forget_arrived(row, now)
         table = self._tables[row]
         at = table.end_sent % NUM_SENT
         table.sent_keys[at], table.sent_to[at], table.sent_at[at] = key, to, now
-        table.end_sent += 1
-        self.end(row, key)
+        with self._moving(row):
+            table.end_sent += 1
+            self.end(row, key)
 
     def take_back(self, row: int, key: int, now: float) -> None:
         """What was sent last could not leave."""
-        self.begin(row, key, now)
-        self._tables[row].end_sent -= 1
+        with self._moving(row):
+            self._tables[row].end_sent -= 1
+            self.begin(row, key, now)
 
-    def arrive(self, row: int, sender: int, sent_at: float) -> None:
-        """All that `sender` sent to the row until then has arrived and is counted."""
-        self._arrived[row][sender] = max(sent_at, self._arrived[row][sender])
+    def take_over(self, row: int, key: int, sent: Sent, now: float) -> bool:
+        """Count a request that another worker sent; False where the table is full."""
+        arrived = self._arrived[sent.to]
+        with self._moving(row):
+            arrived[sent.sender] = max(sent.at, arrived[sent.sender])
+            return self.begin(row, key, now)
 
     def forget_arrived(self, row: int, now: float) -> None:
         """Shorten what everybody looks through; to be called now and then."""
@@ -140,6 +164,21 @@ class KeyUse:
         table = self._tables[row]
         ctypes.memset(table.in_flight, 0, ctypes.sizeof(table.in_flight))
         table.first_sent = table.end_sent
+        self._moves[row] += self._moves[row] % 2
+
+    @contextlib.contextmanager
+    def _moving(self, row: int) -> Iterator[None]:
+        self._moves[row] += 1
+        try:
+            yield
+        finally:
+            self._moves[row] += 1
+
+    def _num_of(self, row: int, key: int, now: float) -> int:
+        table = self._tables[row]
+        place = _find(table, key)
+        here = table.in_flight[place] if place is not None else 0
+        return int(here) + self._num_in_transit(row, key, now)
 
     def _num_in_transit(self, row: int, key: int, now: float) -> int:
         table = self._tables[row]

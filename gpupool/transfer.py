@@ -12,6 +12,7 @@ from gpupool.call import History
 from gpupool.connection import Connection
 from gpupool.host import Host
 from gpupool.key_limiter import KeyLimiter
+from gpupool.key_use import Sent
 from gpupool.mailbox import Mailboxes, Message
 from gpupool.scoreboard import Scoreboard
 
@@ -37,7 +38,7 @@ class Transfer:
         """Let another row's worker answer a request; False if it cannot be sent."""
         self._scoreboard.note_handed_over(self._index, to, 1)
         message = self.message(conn, "request")
-        message.fields["sent"] = (to, self._limiter.send(conn.history, to))
+        message.fields["sent"] = self._limiter.send(conn.history, to)
         if self._send(conn, to, message):
             return True
         self._limiter.take_back(conn.history)
@@ -67,10 +68,7 @@ class Transfer:
         client, server = (_address(fields[name]) for name in ("client", "server"))
         conn = self._host.adopt(socket.socket(fileno=message.fds.pop()), client, server)
         history = History.of_fields(fields)
-        self._limiter.take_over(history)
-        if "sent" in fields:
-            to, sent_at = fields["sent"]
-            self._limiter.arrive(to, message.sender, sent_at)
+        self._limiter.take_over(history, Sent(*fields["sent"]) if "sent" in fields else None)
         conn.expect(message.data, history)
         return conn
 

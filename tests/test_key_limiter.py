@@ -9,6 +9,7 @@ import pytest
 from gpupool.call import History
 from gpupool.errors import KeyLimited
 from gpupool.key_limiter import KeyLimiter
+from gpupool.key_use import Sent
 from gpupool.keys import KeyRing
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings
@@ -46,18 +47,17 @@ class Workers:
     def is_refused(self, index: int, key: str = "one") -> bool:
         return isinstance(self.begin(index, key), KeyLimited)
 
-    def send(self, history: History, sender: int, to: int) -> tuple[History, float]:
+    def send(self, history: History, sender: int, to: int) -> tuple[History, Sent]:
         """What arrives later."""
-        sent_at = self.limiters[sender].send(history, to)
+        sent = self.limiters[sender].send(history, to)
         copy = History.of_fields(history.as_fields())
         self.limiters[sender].note_sent(history)
         self.limiters[sender].let_go(history)  # as the connection is closed at this end
-        return copy, sent_at
+        return copy, sent
 
-    def arrive(self, sent: tuple[History, float], sender: int, to: int) -> History:
-        history, sent_at = sent
-        self.limiters[to].take_over(history)
-        self.limiters[to].arrive(to, sender, sent_at)
+    def arrive(self, arrived: tuple[History, Sent]) -> History:
+        history, sent = arrived
+        self.limiters[sent.to].take_over(history, sent)
         return history
 
 
@@ -100,13 +100,13 @@ def test_nobody_slips_in_while_a_request_is_on_its_way() -> None:
     sent = workers.send(workers.let_in(0), 0, 1)
     assert workers.is_refused(0)
     assert workers.is_refused(2)
-    workers.arrive(sent, 0, 1)
+    workers.arrive(sent)
     assert workers.is_refused(0)
 
 
 def test_a_request_that_arrives_is_let_in_though_the_limit_is_reached() -> None:
     workers = Workers(2, key_concurrency=1)
-    history = workers.arrive(workers.send(workers.let_in(0), 0, 1), 0, 1)
+    history = workers.arrive(workers.send(workers.let_in(0), 0, 1))
     assert workers.begin(1, history=history) is history
 
 
@@ -114,7 +114,7 @@ def test_a_request_that_went_from_worker_to_worker_leaves_nothing_behind() -> No
     workers = Workers(3, key_concurrency=1)
     history = workers.let_in(0)
     for sender, to in ((0, 1), (1, 2), (2, 0)):
-        history = workers.arrive(workers.send(history, sender, to), sender, to)
+        history = workers.arrive(workers.send(history, sender, to))
     workers.limiters[0].end(history, 0)
     for index in range(3):
         history = workers.let_in(index)
@@ -132,9 +132,19 @@ def test_a_request_that_could_not_be_sent_still_counts_once() -> None:
     assert not workers.is_refused(1)
 
 
+def test_a_request_whose_worker_was_killed_counts_at_the_one_that_has_a_copy() -> None:
+    workers = Workers(2, key_concurrency=1)
+    copy = History.of_fields(workers.let_in(0).as_fields())
+    workers.scoreboard[0].pid = 0
+    workers.limiters[1].take_over(copy, None)
+    assert workers.is_refused(1)
+    workers.limiters[1].end(copy, 0)
+    assert not workers.is_refused(1)
+
+
 def test_tokens_count_where_the_request_ended() -> None:
     workers = Workers(3, key_tokens_per_minute=10)
-    history = workers.arrive(workers.send(workers.let_in(0), 0, 1), 0, 1)
+    history = workers.arrive(workers.send(workers.let_in(0), 0, 1))
     workers.limiters[1].end(history, 10)
     assert workers.is_refused(2)
     assert not workers.is_refused(2, "another")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
 
 import pytest
 
 from gpupool.key_budget import spent
-from gpupool.key_use import MAX_PROBES, NUM_PLACES, NUM_SENT, TRANSIT_S, KeyUse
+from gpupool.key_use import MAX_PROBES, NUM_PLACES, NUM_SENT, TRANSIT_S, KeyUse, Sent
 from gpupool.scoreboard import Scoreboard
 from tests.forked import Forked, Say
 
@@ -79,8 +81,7 @@ def test_a_request_on_its_way_counts_once(use: KeyUse) -> None:
     use.begin(0, KEY, NOW)
     use.send(0, KEY, 1, NOW)
     assert use.in_flight(KEY, ALL, NOW) == 1
-    use.begin(1, KEY, NOW)
-    use.arrive(1, 0, NOW)
+    assert use.take_over(1, KEY, Sent(0, 1, NOW), NOW)
     assert use.in_flight(KEY, ALL, NOW) == 1
 
 
@@ -88,8 +89,9 @@ def test_only_what_has_arrived_is_taken_from_those_on_their_way(use: KeyUse) -> 
     for later_s, to in enumerate((1, 2, 1, 2, 2)):
         use.begin(0, KEY, NOW)
         use.send(0, KEY, to, NOW + later_s)
-    use.arrive(2, 0, NOW + 3)
-    assert use.in_flight(KEY, ALL, NOW + 4) == 3
+    use.take_over(2, KEY, Sent(0, 2, NOW + 1), NOW)
+    use.end(2, KEY)
+    assert use.in_flight(KEY, ALL, NOW + 4) == 4
 
 
 def test_what_could_not_be_sent_stays_counted_here(use: KeyUse) -> None:
@@ -112,12 +114,34 @@ def test_any_number_of_requests_may_be_sent_one_after_the_other(use: KeyUse) -> 
     for second in range(3 * NUM_SENT):
         use.begin(0, KEY, NOW)
         use.send(0, KEY, 1, NOW + second)
-        use.arrive(1, 0, NOW + second)
+        use.take_over(1, KEY, Sent(0, 1, NOW + second), NOW)
+        use.end(1, KEY)
     later = NOW + 3 * NUM_SENT
     assert use.in_flight(KEY, ALL, later) == 0
     use.begin(0, KEY, NOW)
     use.send(0, KEY, 1, later)
     assert use.in_flight(KEY, ALL, later) == 1
+
+
+def test_whoever_looks_while_a_request_moves_sees_it_once() -> None:
+    """Between two workers that send it to each other as fast as they can."""
+    use = KeyUse(2)
+    use.begin(0, KEY, NOW)
+
+    def pass_around(say: Say) -> None:
+        say("moving")
+        for second in itertools.count():
+            for sender, to in ((0, 1), (1, 0)):
+                sent = Sent(sender, to, NOW + second)
+                use.send(sender, KEY, to, sent.at)
+                time.sleep(0.00001)  # for a reader that is fast enough to find it at rest
+                use.take_over(to, KEY, sent, NOW)
+                time.sleep(0.00001)
+
+    with Forked(pass_around) as mover:
+        mover.hear()
+        seen = {use.in_flight(KEY, (0, 1), NOW) for _ in range(5000)}
+    assert seen == {1}
 
 
 # Tokens.

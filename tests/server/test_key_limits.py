@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -25,6 +27,7 @@ LIMIT = 4
 BUDGET = 100
 WORKERS = ("--workers", "3")
 ENGINE = ("--", "--token-s", "0.01", "--slots", "1")
+PATHS = ("/infer", "/v1/completions")
 LONG = 300  # tokens, and 3 s
 
 
@@ -96,10 +99,10 @@ def await_inflight(pool: Pool, count: int) -> None:
     )
 
 
-def probe(pool: Pool, key: str) -> int:
+def probe(pool: Pool, key: str, path: str = "/infer") -> int:
     """The status of a short request."""
     with Client(pool, key) as client:
-        return client.send(num_tokens=1).status()
+        return client.send(num_tokens=1, path=path).status()
 
 
 def refusal(pool: Pool, key: str) -> tuple[dict[str, Any], str | None]:
@@ -227,6 +230,16 @@ def test_answers_give_back_what_the_key_may(pool: Pool, key: str) -> None:
             assert [client.status() for client in held] == [200] * LIMIT
 
 
+def test_who_keeps_to_the_limit_is_never_refused(pool: Pool, key: str) -> None:
+    """Whoever has read an answer may ask again at once, on whatever connection."""
+
+    def ask(number: int) -> list[int]:
+        return [probe(pool, key, path=PATHS[number % 2]) for _ in range(40)]
+
+    with concurrent.futures.ThreadPoolExecutor(LIMIT) as threads:
+        assert set(itertools.chain(*threads.map(ask, range(LIMIT)))) == {200}
+
+
 def test_clients_that_leave_give_back_what_the_key_may(pool: Pool, key: str) -> None:
     with clients(pool, key, LIMIT) as held:
         for client in held:
@@ -342,7 +355,7 @@ def test_tokens_add_up_over_all_workers(budgeted: Pool, key: str) -> None:
     assert tokens_used(budgeted, key) == 9 * 12
 
 
-@pytest.mark.parametrize("path", ["/infer", "/v1/completions"])
+@pytest.mark.parametrize("path", PATHS)
 def test_tokens_of_a_batch_count_once(budgeted: Pool, key: str, path: str) -> None:
     use(budgeted, key, prompt=["ab"] * 9, num_tokens=20, path=path)
     assert tokens_used(budgeted, key) == 9 * 22
