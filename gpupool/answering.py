@@ -73,7 +73,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
                 conn,
                 self.log.access,
                 close_after=is_last,
-                on_answered=lambda: self.limiter.let_go(conn.history),
+                on_answered=lambda: self.limiter.end(conn.call),
             )
         except EngineDead:
             self.check_engine()
@@ -117,7 +117,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
         answer = self.app(environ, start_response)
         if call.current_call().is_moved:
             raise Moved("another worker answers")  # nothing is sent yet
-        self.limiter.let_go(call.current_call().history)
+        self.limiter.end(call.current_call())
         return answer
 
     def _handle(self, conn: Connection) -> Any:

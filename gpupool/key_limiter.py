@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from gpupool.call import History
+from gpupool.call import Call, History
 from gpupool.errors import KeyLimited
 from gpupool.key_budget import RETRY_AFTER_S, KeyLimits, too_many, used_up
 from gpupool.key_use import Sent
@@ -64,24 +64,24 @@ class KeyLimiter:
         if refused is None:
             return None
         self.let_go(history)
-        history.key = 0
         return refused
 
-    def let_go(self, history: History) -> None:
+    def end(self, call: Call) -> None:
         """A request is over, or its answer is about to be: before its last bytes are sent, so that
         whoever has read them finds the place free. Any thread, any number of times."""
         with self._lock:
+            key = call.history.key
+            if key and call.num_tokens:
+                self._use.spend(self._index, key, call.num_tokens, time.monotonic())
+        self.let_go(call.history)
+
+    def let_go(self, history: History) -> None:
+        """A request is over, without tokens that are known. Any thread, any number of times."""
+        with self._lock:
+            key, history.key = history.key, 0
             if history.is_counted:
                 history.is_counted = False
-                self._use.end(self._index, history.key)
-
-    def end(self, history: History, num_tokens: int) -> None:
-        """A request is over, and its tokens count."""
-        self.let_go(history)
-        if history.key and num_tokens:
-            with self._lock:
-                self._use.spend(self._index, history.key, num_tokens, time.monotonic())
-        history.key = 0
+                self._use.end(self._index, key)
 
     # Between workers. What travels is counted: it was not answered yet.
 

@@ -172,7 +172,7 @@ class ServingWorker(AnsweringWorker):
             self.check_engine()
             self.admission.move(conn)
             return
-        self.limiter.end(conn.history, conn.call.num_tokens)
+        self.limiter.end(conn.call)
         self.admission.finish(conn)
         super().finish_request(conn, fs)
 

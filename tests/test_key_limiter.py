@@ -6,7 +6,7 @@ import mmap
 
 import pytest
 
-from gpupool.call import History
+from gpupool.call import Call, History
 from gpupool.errors import KeyLimited
 from gpupool.key_limiter import KeyLimiter
 from gpupool.key_use import Sent
@@ -61,6 +61,12 @@ class Workers:
         return history
 
 
+def call_of(history: History, num_tokens: int) -> Call:
+    call = Call(history=history)
+    call.num_tokens = num_tokens
+    return call
+
+
 def test_each_worker_sees_what_the_others_have() -> None:
     workers = Workers(3, key_concurrency=2)
     workers.let_in(0)
@@ -74,14 +80,14 @@ def test_a_refusal_takes_no_place() -> None:
     history = workers.let_in(0)
     for _ in range(3):
         assert workers.is_refused(1)
-    workers.limiters[0].end(history, 0)
+    workers.limiters[0].let_go(history)
     assert not workers.is_refused(1)
 
 
 def test_what_has_ended_is_not_ended_again() -> None:
     workers = Workers(1, key_concurrency=1)
     history = workers.let_in(0)
-    workers.limiters[0].end(history, 0)
+    workers.limiters[0].let_go(history)
     workers.limiters[0].let_go(history)
     workers.let_in(0)
     assert workers.is_refused(0)
@@ -115,11 +121,11 @@ def test_a_request_that_went_from_worker_to_worker_leaves_nothing_behind() -> No
     history = workers.let_in(0)
     for sender, to in ((0, 1), (1, 2), (2, 0)):
         history = workers.arrive(workers.send(history, sender, to))
-    workers.limiters[0].end(history, 0)
+    workers.limiters[0].let_go(history)
     for index in range(3):
         history = workers.let_in(index)
         assert workers.is_refused(index)
-        workers.limiters[index].end(history, 0)
+        workers.limiters[index].let_go(history)
 
 
 def test_a_request_that_could_not_be_sent_still_counts_once() -> None:
@@ -128,7 +134,7 @@ def test_a_request_that_could_not_be_sent_still_counts_once() -> None:
     workers.limiters[0].send(history, 1)
     workers.limiters[0].take_back(history)
     assert workers.is_refused(1)
-    workers.limiters[0].end(history, 0)
+    workers.limiters[0].let_go(history)
     assert not workers.is_refused(1)
 
 
@@ -138,16 +144,25 @@ def test_a_request_whose_worker_was_killed_counts_at_the_one_that_has_a_copy() -
     workers.scoreboard[0].pid = 0
     workers.limiters[1].take_over(copy, None)
     assert workers.is_refused(1)
-    workers.limiters[1].end(copy, 0)
+    workers.limiters[1].let_go(copy)
     assert not workers.is_refused(1)
 
 
 def test_tokens_count_where_the_request_ended() -> None:
     workers = Workers(3, key_tokens_per_minute=10)
     history = workers.arrive(workers.send(workers.let_in(0), 0, 1))
-    workers.limiters[1].end(history, 10)
+    workers.limiters[1].end(call_of(history, 10))
     assert workers.is_refused(2)
     assert not workers.is_refused(2, "another")
+
+
+def test_an_answer_counts_its_tokens_once() -> None:
+    """Before its last bytes are sent, and after."""
+    workers = Workers(1, key_tokens_per_minute=15)
+    call = call_of(workers.let_in(0), 10)
+    workers.limiters[0].end(call)
+    workers.limiters[0].end(call)
+    assert not workers.is_refused(0)
 
 
 def test_a_pool_without_limits_counts_nothing() -> None:
@@ -170,7 +185,7 @@ def test_workers_that_look_at_the_same_moment_never_let_in_one_too_many(limit: i
                     counts[0] += 1
                     counts[1] += sum(inside) > limit
                 inside[index] = 0
-                workers.limiters[index].end(history, 0)
+                workers.limiters[index].let_go(history)
 
     forked = [Forked(lambda say, index=index: work(index, say)) for index in range(limit + 1)]
     try:

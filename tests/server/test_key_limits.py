@@ -21,14 +21,14 @@ from tests.pool import SCRIPTED, Pool, wait_until
 
 pytestmark = pytest.mark.server
 
-NUM_KEYS = 20
+NUM_KEYS = 40
 OPERATOR = "operator"  # a key that only looks
 LIMIT = 4
 BUDGET = 100
 WORKERS = ("--workers", "3")
 ENGINE = ("--", "--token-s", "0.01", "--slots", "1")
 PATHS = ("/infer", "/v1/completions")
-LONG = 300  # tokens, and 3 s
+LONG = 200  # tokens, and 2 s
 
 
 class Client:
@@ -261,7 +261,7 @@ def test_requests_that_fail_give_back_what_the_key_may(pool: Pool, key: str) -> 
 def test_a_batch_over_all_workers_counts_once(pool: Pool, key: str) -> None:
     with clients(pool, key, LIMIT) as held:
         for client in held:
-            client.send(num_tokens=50, prompt=["ab"] * 6)
+            client.send(num_tokens=25, prompt=["ab"] * 6)
         wait_until(lambda: all(worker["running"] for worker in look(pool)), 10, "busy workers")
         assert probe(pool, key) == 429
         assert [client.status() for client in held] == [200] * LIMIT
@@ -270,7 +270,7 @@ def test_a_batch_over_all_workers_counts_once(pool: Pool, key: str) -> None:
 def test_a_list_of_prompts_of_v1_counts_once(pool: Pool, key: str) -> None:
     with clients(pool, key, LIMIT) as held:
         for client in held:
-            client.send(num_tokens=50, prompt=["ab"] * 6, path="/v1/completions")
+            client.send(num_tokens=25, prompt=["ab"] * 6, path="/v1/completions")
         wait_until(lambda: all(worker["running"] for worker in look(pool)), 10, "busy workers")
         assert probe(pool, key) == 429
         assert [client.status() for client in held] == [200] * LIMIT

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from gpupool.call import Call
 from gpupool.clock import SequenceClock
 from gpupool.errors import EngineError, RequestError, render_error
 from gpupool.exchange import Message, Send
@@ -42,11 +43,13 @@ class Answer:
         self,
         send: Send,
         request_id: str,
+        call: Call,
         *,
         is_dead: Callable[[], bool],
     ) -> None:
         self._send = send
         self.request_id = request_id
+        self._call = call
         self.clock: SequenceClock | None = None
         self._is_dead = is_dead
         self.keeps_usage = False
@@ -63,12 +66,6 @@ class Answer:
         self.is_complete = False
         self.prompt_tokens = 0
         self.generated_tokens = 0
-        self._num_ticks = 0
-
-    @property
-    def num_tokens(self) -> int:
-        """Prompt and generated; of a stream that did not come to its usage, its events so far."""
-        return self.prompt_tokens + (self.generated_tokens or self._num_ticks)
 
     async def send(self, message: Message) -> None:
         """In place of the server's own."""
@@ -173,7 +170,7 @@ class Answer:
         self.is_complete = True
 
     def _tick(self) -> None:
-        self._num_ticks += 1
+        self._call.num_tokens += 1  # for a client that leaves before the usage
         if self.clock is not None:
             self.clock.tick(1)
 
@@ -201,6 +198,7 @@ class Answer:
             return
         self.prompt_tokens = _number(usage, "prompt_tokens", "input_tokens")
         self.generated_tokens = _number(usage, "completion_tokens", "output_tokens")
+        self._call.num_tokens = self.prompt_tokens + self.generated_tokens
 
 
 def _number(usage: dict[str, Any], *names: str) -> int:

@@ -75,7 +75,7 @@ class Gate:
         given_id = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = accept(given_id)
         clock = RequestClock(self._totals, began)
-        answer = Answer(send, request_id, is_dead=self._behind.is_dead)
+        answer = Answer(send, request_id, call, is_dead=self._behind.is_dead)
         origin = headers.get(b"origin", b"").decode("latin-1")
         answer.headers = cors.allowing(origin, self._cors_origins)
         try:
@@ -87,8 +87,6 @@ class Gate:
         except Exception as error:
             log.exception("unexpected error on %s request=%s", scope["path"], request_id)
             await answer.fail(error)
-        finally:
-            call.num_tokens = answer.num_tokens  # also of a stream that its client has left
         self._count(scope["path"], answer, began)
 
     async def _answer(
