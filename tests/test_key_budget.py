@@ -87,7 +87,7 @@ def test_a_word_forgets_the_step_that_had_it_before() -> None:
 
 
 def test_more_tokens_than_a_word_can_hold_do_not_spill_into_the_step() -> None:
-    minute = Minute().spend((1 << 32) - 1, BEGAN).spend(1 << 40, BEGAN)
+    minute = Minute().spend((1 << 32) - 1, BEGAN).spend(2, BEGAN)
     assert spent(minute.words, BEGAN) == (1 << 32) - 1
 
 
