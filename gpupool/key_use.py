@@ -1,6 +1,6 @@
 """What each API key uses, in memory shared by all processes of the pool.
 
-A table per row of the scoreboard, written by the main thread of the worker that has the row and
+A table per row of the scoreboard, written by the worker that has the row, one thread at a time, and
 read by all: what a key uses is the sum over the rows. Keys are known by a word of their digest and
 found by open addressing, so that no two share a place. A table holds thousands; a place whose key
 has nothing in flight and used nothing within a minute is given to the next key.
@@ -25,9 +25,9 @@ NUM_SENT = 1024
 """As many on their way from one worker are told from each other; of more the first do not count."""
 TRANSIT_S = 10.0
 """A request that was sent to another worker and did not arrive by then is lost: that worker was
-killed in the moment in which it took it."""
-
+killed in the moment in which it took it, or has stood still for so long."""
 MAX_LOOKS = 20
+"""A worker whose thread sleeps while it moves a request is not waited for."""
 
 _SIZE = NUM_PLACES + MAX_PROBES  # the last place has as many after it as the first
 
@@ -79,9 +79,9 @@ class KeyUse:
         where one moved meanwhile, and would be seen twice or not at all."""
         rows, total = list(rows), 0
         for _ in range(MAX_LOOKS):
-            moves = self._moves[:]
+            moves = [self._moves[row] for row in rows]
             total = sum(self._num_of(row, key, now) for row in rows)
-            if moves == self._moves[:] and not any(count % 2 for count in moves):
+            if moves == [self._moves[row] for row in rows] and not any(n % 2 for n in moves):
                 break
         return total
 
@@ -99,9 +99,7 @@ class KeyUse:
     def begin(self, row: int, key: int, now: float) -> bool:
         """Count a request; False where the table is full."""
         table = self._tables[row]
-        place = _find(table, key)
-        if place is None:
-            place = _take_place(table, key, now)
+        place = _place_for(table, key, now)
         if place is None:
             return False
         table.in_flight[place] += 1
@@ -117,9 +115,7 @@ class KeyUse:
     def spend(self, row: int, key: int, tokens: int, now: float) -> None:
         """Count tokens."""
         table = self._tables[row]
-        place = _find(table, key)
-        if place is None:
-            place = _take_place(table, key, now)
+        place = _place_for(table, key, now)
         if place is not None:
             minute, step = table.minutes[place], index_at(now)
             minute[step] = added(minute[step], tokens, now)
@@ -210,8 +206,10 @@ def _find(table: _Table, key: int) -> int | None:
     return None
 
 
-def _take_place(table: _Table, key: int, now: float) -> int | None:
-    """A place for a key that has none."""
+def _place_for(table: _Table, key: int, now: float) -> int | None:
+    """Where a key is, or is from now on; None: all places that it may have are in use."""
+    if (place := _find(table, key)) is not None:
+        return place
     first = key % NUM_PLACES
     for place in range(first, first + MAX_PROBES):
         if not table.keys[place] or _is_idle(table, place, now):
