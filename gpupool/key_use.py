@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -27,7 +28,9 @@ TRANSIT_S = 10.0
 """A request that was sent to another worker and did not arrive by then is lost: that worker was
 killed in the moment in which it took it, or has stood still for so long."""
 MAX_LOOKS = 20
-"""A worker whose thread sleeps while it moves a request is not waited for."""
+LOOK_AGAIN_S = 0.0005
+"""So a worker that the system has stopped while it moves a request may go on, and is not waited for
+longer than some 10 ms."""
 
 _SIZE = NUM_PLACES + MAX_PROBES  # the last place has as many after it as the first
 
@@ -78,7 +81,9 @@ class KeyUse:
         """Requests of a key that the workers of these rows have, or have on their way. Looks again
         where one moved meanwhile, and would be seen twice or not at all."""
         rows, total = list(rows), 0
-        for _ in range(MAX_LOOKS):
+        for look in range(MAX_LOOKS):
+            if look:
+                time.sleep(LOOK_AGAIN_S)
             moves = [self._moves[row] for row in rows]
             total = sum(self._num_of(row, key, now) for row in rows)
             if moves == [self._moves[row] for row in rows] and not any(n % 2 for n in moves):
