@@ -1,7 +1,7 @@
 """Who runs a request, put into action: run it, let it wait, hand it over (worker, main thread).
 
-`balancer` decides; this sees to it. Requests travel between workers with their connection: the
-receiver reads the same bytes again and answers the client itself, so no worker is a proxy.
+`balancer` decides; this sees to it. Requests travel between workers with their connection
+(`transfer`), so no worker is a proxy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 from gpupool.api import may_be_refused
 from gpupool.balancer import ON_ITS_WAY, View, ask_whom, pick
-from gpupool.call import Call, History
+from gpupool.call import Call
 from gpupool.connection import Connection
 from gpupool.disconnect import HangupWatcher
 from gpupool.errors import EngineDead, Overloaded
@@ -21,6 +21,7 @@ from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.room import Room
 from gpupool.scoreboard import Row, Scoreboard
 from gpupool.slots import Slots
+from gpupool.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Admission:
         mailboxes: Mailboxes,
         slots: Slots,
         hangups: HangupWatcher,
+        transfer: Transfer,
         *,
         max_wait_s: float,
         max_waiting: int,
@@ -51,6 +53,7 @@ class Admission:
         self._mailboxes = mailboxes
         self._slots = slots
         self._hangups = hangups
+        self._transfer = transfer
         self._max_waiting = max_waiting
         self._row = scoreboard[index]
         self._asked = 0.0
@@ -64,7 +67,7 @@ class Admission:
         """A generation request is whole: run it, hand it over, or let it wait."""
         own, siblings = self._views()
         choice = pick(own, siblings, was_forwarded=conn.was_forwarded)
-        if choice.kind == "forward" and self._hand_over(conn, choice.to):
+        if choice.kind == "forward" and self._transfer.hand_over(conn, choice.to):
             return
         if choice.kind == "run" and not self._may_run(conn):
             self._let_wait(conn)
@@ -86,7 +89,7 @@ class Admission:
             self._leave_room(conn)
             if choice.kind == "run":
                 self._run(conn, own)
-            elif not self._hand_over(conn, choice.to):
+            elif not self._transfer.hand_over(conn, choice.to):
                 self._let_wait(conn)
                 break
         if not len(self.room):
@@ -105,7 +108,7 @@ class Admission:
         """Give a request to a worker that has a model, if this one has none."""
         own, siblings = self._views()
         ready = [view.index for view in siblings if view.is_ready]
-        return not own.is_ready and bool(ready) and self._hand_over(conn, ready[0])
+        return not own.is_ready and bool(ready) and self._transfer.hand_over(conn, ready[0])
 
     def hand_over_unread(self, conn: Connection) -> bool:
         """Give a connection whose next request is not there, or not whole, to a worker that
@@ -116,7 +119,8 @@ class Admission:
         if not staying:
             return False
         to = min(staying, key=lambda view: view.load).index
-        return self._hand_over(conn, to) if conn.is_begun else self._send(conn, to, "idle")
+        hand_over = self._transfer.hand_over if conn.is_begun else self._transfer.hand_over_idle
+        return hand_over(conn, to)
 
     def move(self, conn: Connection) -> None:
         """The engine died under a request that nobody else could take: a worker that comes will
@@ -125,7 +129,7 @@ class Admission:
         own, siblings = self._views()
         choice = pick(own, siblings)
         to = choice.to if choice.kind == "forward" else self._index
-        if conn.history.num_moves > MAX_MOVES or not self._hand_over(conn, to):
+        if conn.history.num_moves > MAX_MOVES or not self._transfer.hand_over(conn, to):
             self._host.refuse(conn, EngineDead("the engine died while it ran this request"))
 
     def finish(self, conn: Connection) -> None:
@@ -174,7 +178,7 @@ class Admission:
     def _run(self, conn: Connection, own: View) -> None:
         """Here; in a worker that cannot any more, by its successor, who opens its mailbox."""
         is_left_to_next = self.has_successor or own.state == "failed"
-        if own.is_ready or not is_left_to_next or not self._hand_over(conn, self._index):
+        if own.is_ready or not is_left_to_next or not self._transfer.hand_over(conn, self._index):
             self._start(conn)
 
     def _start(self, conn: Connection) -> None:
@@ -182,7 +186,7 @@ class Admission:
         if self._is_suspect(conn):
             self._suspects.add(conn)
         self._slots.take()
-        conn.call = Call(self._slots, lambda: self._message(conn, "fanout"), conn.history)
+        conn.call = Call(self._slots, lambda: self._transfer.message(conn, "fanout"), conn.history)
         self._hangups.watch(conn.sock, conn.call.hang_up)
         self._host.answer(conn)
 
@@ -231,24 +235,6 @@ class Admission:
             code="overloaded",
         )
 
-    def _hand_over(self, conn: Connection, to: int) -> bool:
-        self._scoreboard.note_handed_over(self._index, to, 1)
-        if self._send(conn, to, "request"):
-            return True
-        self._scoreboard.note_handed_over(self._index, to, -1)
-        return False
-
-    def _send(self, conn: Connection, to: int, kind: str) -> bool:
-        if not self._mailboxes.send(to, self._message(conn, kind)):
-            return False
-        self._host.hang_up(conn)
-        return True
-
-    def _message(self, conn: Connection, kind: str) -> Message:
-        fields = {"client": conn.client, "server": conn.server} | conn.history.as_fields()
-        data = b"" if kind == "idle" else conn.received()
-        return Message(kind, self._index, fields, data, [conn.sock.fileno()])
-
     def _ask(self) -> None:
         if not self._num_waiting():
             return  # as in most turns of the loop; cheaper than to look at everybody
@@ -266,7 +252,7 @@ class Admission:
             self._asked = 0.0
             self.take_over(message)
         elif message.kind == "idle":
-            conn = self._adopt(message)
+            conn = self._transfer.adopt(message)
             conn.intake.watch(conn)
         elif message.kind == "ask":
             self._answer_ask(message.sender, message.fields["count"])
@@ -281,15 +267,8 @@ class Admission:
 
     def take_over(self, message: Message) -> None:
         """Answer a request that another worker had read."""
-        conn = self._adopt(message)
+        conn = self._transfer.adopt(message)
         conn.intake.read(conn)
-
-    def _adopt(self, message: Message) -> Connection:
-        fields = message.fields
-        client, server = (_address(fields[name]) for name in ("client", "server"))
-        conn = self._host.adopt(socket.socket(fileno=message.fds.pop()), client, server)
-        conn.expect(message.data, History.of_fields(fields))
-        return conn
 
     def _answer_ask(self, sender: int, count: int) -> None:
         for _ in range(count):
@@ -297,11 +276,6 @@ class Admission:
             if conn is None:
                 return
             self._leave_room(conn)
-            if not self._hand_over(conn, sender):
+            if not self._transfer.hand_over(conn, sender):
                 self._let_wait(conn)
                 return
-
-
-def _address(value: object) -> object:
-    """JSON has no tuples, and the WSGI environment is made from tuples."""
-    return tuple(value) if isinstance(value, list) else value

@@ -22,6 +22,7 @@ from gpupool.errors import EngineDead, Moved, RequestError, Unavailable
 from gpupool.fanout import Fanout
 from gpupool.front import Front
 from gpupool.http_error import send_error
+from gpupool.key_limiter import KeyLimiter
 from gpupool.keys import KeyRing
 from gpupool.replica import Replica
 from gpupool.settings import Settings
@@ -40,6 +41,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
     keys: KeyRing
     fanout: Fanout
     admission: Admission
+    limiter: KeyLimiter
     alive: bool
     app: Any
     control_pool: ThreadPoolExecutor
@@ -66,7 +68,13 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
             front = self.replica.front
             assert front is not None
             is_last = not self.alive or not self.cfg.keepalive
-            done = front.answer(self.cfg, conn, self.log.access, close_after=is_last)
+            done = front.answer(
+                self.cfg,
+                conn,
+                self.log.access,
+                close_after=is_last,
+                on_answered=lambda: self.limiter.end(conn.call),
+            )
         except EngineDead:
             self.check_engine()
             conn.history.num_moves += 1
@@ -88,6 +96,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
 
     def refuse(self, conn: Connection, error: RequestError) -> None:
         """Answer with an error, past those who wait for a handler thread."""
+        self.limiter.let_go(conn.history)
         error.route = conn.parser.request.path
         conn.parser.error = error
         self._answer_at_once(conn)
@@ -108,6 +117,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
         answer = self.app(environ, start_response)
         if call.current_call().is_moved:
             raise Moved("another worker answers")  # nothing is sent yet
+        self.limiter.end(call.current_call())
         return answer
 
     def _handle(self, conn: Connection) -> Any:

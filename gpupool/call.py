@@ -27,16 +27,22 @@ class History:
     """How many workers have died while they ran it."""
     tries: dict[int, int] = field(default_factory=dict)
     """The same for the items of a batch, which are run one by one."""
+    key: int = 0
+    """The API key that the request counts for, as KeyRing.word_of has it; 0: for none."""
+    is_counted: bool = False
+    """Whether the worker that has it counts it in flight."""
 
     def as_fields(self) -> dict[str, Any]:
         """For a message."""
         tries = list(self.tries.items())
-        return {"since": self.since, "num_moves": self.num_moves, "tries": tries}
+        fields = {"since": self.since, "num_moves": self.num_moves, "key": self.key}
+        return fields | {"tries": tries}
 
     @classmethod
     def of_fields(cls, fields: dict[str, Any]) -> History:
         """What `as_fields` made."""
-        return cls(fields["since"], fields["num_moves"], dict(fields["tries"]))
+        tries = dict(fields["tries"])
+        return cls(fields["since"], fields["num_moves"], tries, fields["key"])
 
 
 class Counter(Protocol):
@@ -67,6 +73,8 @@ class Call:
         this one if this one is killed; None: there is nothing to copy."""
         self.history = history or History()
         self.since = time.monotonic()
+        self.num_tokens = 0
+        """Prompt and generated, as far as the answering thread knows; its key's to account for."""
         self.is_gone = False
         self.is_moved = False
 

@@ -86,6 +86,16 @@ class Overloaded(RequestError):
     type = "overloaded_error"
 
 
+class KeyLimited(RequestError):
+    """The request's API key has used up what it may; the pool may have room for others."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message, code="key_limit", retry_after_s=retry_after_s)
+
+
 class Unavailable(RequestError):
     """Nothing can answer now: loading, draining, or the engine died."""
 

@@ -39,15 +39,24 @@ which comes with the next token, if one comes."""
 
 
 class Exchange:
-    """Runs an application for one request. `close_after`: the connection is not to be kept."""
+    """Runs an application for one request. `close_after`: the connection is not to be kept.
+    `on_answered` is called on the event loop, before the last bytes of the answer are sent."""
 
-    def __init__(self, cfg: Any, conn: Connection, *, close_after: bool) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        conn: Connection,
+        *,
+        close_after: bool,
+        on_answered: Callable[[], None] = lambda: None,
+    ) -> None:
         self._cfg = cfg
         self._conn = conn
         self._request = conn.parser.request
         self._answer = wsgi.Response(self._request, conn.sock, cfg)
         if close_after:
             self._answer.force_close()
+        self._on_answered = on_answered
         self._is_body_read = False
         self._is_complete = False
         self._is_sent = False
@@ -130,6 +139,8 @@ class Exchange:
             self._start(message)
         elif message["type"] == "http.response.body":
             more = message.get("more_body", False)
+            if not more:
+                self._on_answered()
             try:
                 await self._write(self._frame(message.get("body", b""), is_last=not more))
             except OSError as error:  # a timeout too

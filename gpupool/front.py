@@ -109,11 +109,17 @@ class Front:
             self._own.close()
 
     def answer(
-        self, cfg: Any, conn: Connection, access_log: Callable[..., None], *, close_after: bool
+        self,
+        cfg: Any,
+        conn: Connection,
+        access_log: Callable[..., None],
+        *,
+        close_after: bool,
+        on_answered: Callable[[], None],
     ) -> Future[bool]:
         """Answer the connection's request; whether it may be kept. EngineDead at once if the
-        engine is dead."""
-        exchange = Exchange(cfg, conn, close_after=close_after)
+        engine is dead. See Exchange for the rest."""
+        exchange = Exchange(cfg, conn, close_after=close_after, on_answered=on_answered)
 
         async def work() -> bool:
             with answering(conn.call):

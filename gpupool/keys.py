@@ -35,10 +35,7 @@ class KeyRing:
             self._read_again(self._file)
         if not self._digests:
             return True
-        scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            given = x_api_key
-        digest = sha256(given.strip().encode("utf-8", "replace")).digest()
+        digest = _digest_of(authorization, x_api_key)
         # Every key is compared, so that the time tells nothing about any.
         matches = [hmac.compare_digest(digest, other) for other in self._digests]
         return any(matches)
@@ -53,11 +50,12 @@ class KeyRing:
 
     def fit(self, headers: Iterable[tuple[str, str]]) -> bool:
         """The same for the headers of a request that gunicorn parsed (names in upper case)."""
-        given = {"AUTHORIZATION": "", "X-API-KEY": ""}
-        for name, value in headers:
-            if name in given:
-                given[name] = value
-        return self.fits(given["AUTHORIZATION"], given["X-API-KEY"])
+        return self.fits(*_headers_of_key(headers))
+
+    def word_of(self, headers: Iterable[tuple[str, str]]) -> int:
+        """64 bits of the digest of the key in such headers, never 0; to tell keys that fit from
+        each other."""
+        return int.from_bytes(_digest_of(*_headers_of_key(headers))[:8]) or 1
 
     def _read_again(self, file: Path) -> None:
         self._seen = _stamp(file)
@@ -67,6 +65,21 @@ class KeyRing:
             log.error("the API keys stay as they were: %s", error)
         else:
             log.info("the API keys were read again num_keys=%d", len(self._digests))
+
+
+def _headers_of_key(headers: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    given = {"AUTHORIZATION": "", "X-API-KEY": ""}
+    for name, value in headers:
+        if name in given:
+            given[name] = value
+    return given["AUTHORIZATION"], given["X-API-KEY"]
+
+
+def _digest_of(authorization: str, x_api_key: str) -> bytes:
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        given = x_api_key
+    return sha256(given.strip().encode("utf-8", "replace")).digest()
 
 
 def read_key_file(path: Path) -> list[bytes]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dispatcher import GPUDispatcher
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
-from gpupool.settings import Settings, read_settings
+from gpupool.settings import Settings, env_name, read_settings
 
 EXIT_REFUSED = 2
 
@@ -46,6 +46,7 @@ def check(settings: Settings, *, is_running: bool = False) -> None:
             "no model given; use --model_name (HF_MODEL_NAME) with a local folder, a .gguf file "
             "or a Hugging Face id"
         )
+    _check_key_limits(settings)
     infer_type = settings.infer_type
     if not is_running:
         dispatcher = GPUDispatcher.for_settings(settings)
@@ -73,6 +74,17 @@ def _check_quorum(settings: Settings, num_workers: int) -> None:
             f"--ready_quorum (GPUPOOL_READY_QUORUM) is {settings.ready_quorum}, but there will be "
             f"{num_workers} worker(s), so the service would never be ready; use at most that"
         )
+
+
+def _check_key_limits(settings: Settings) -> None:
+    if settings.api_key or settings.api_key_file is not None:
+        return
+    for field in ("key_concurrency", "key_tokens_per_minute"):
+        if value := getattr(settings, field):
+            raise ConfigError(
+                f"--{field} ({env_name(field)}) is {value}, but the pool has no API keys; give "
+                "some with --api_key or --api_key_file, or leave the limit out"
+            )
 
 
 def _check_port(settings: Settings) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 from gpupool.balancer import UNKNOWN_RUN_S
+from gpupool.key_use import KeyUse
 from gpupool.totals import PoolTotals
 from gpupool.vitals import Vitals
 
@@ -115,6 +116,7 @@ class Scoreboard:
         num_rows = 2 * num_slots
         self.totals = PoolTotals(num_rows)
         self.vitals = Vitals(num_rows)
+        self.key_use = KeyUse(num_rows)
         handed_over = ctypes.c_uint64 * num_rows * num_rows
         size = ctypes.sizeof(Row) * num_rows
         self._memory = mmap.mmap(-1, size + ctypes.sizeof(handed_over))
@@ -154,6 +156,7 @@ class Scoreboard:
         row.is_permanent = 0
         row.estimate_s = -1.0
         self.vitals.clear(index)
+        self.key_use.clear(index)
         row.describe(phase="", gpus=())
         row.enter("starting")
 

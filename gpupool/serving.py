@@ -25,10 +25,12 @@ from gpupool.disconnect import HangupWatcher
 from gpupool.fanout import Fanout
 from gpupool.inquiry import Inquiry, tell
 from gpupool.intake import Intake
+from gpupool.key_limiter import KeyLimiter
 from gpupool.lane import Lane
 from gpupool.mailbox import Mailboxes, Message, close_all
 from gpupool.scoreboard import Row, Scoreboard
 from gpupool.slots import Slots
+from gpupool.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class ServingWorker(AnsweringWorker):
         self.app.extensions["gpupool.inquiry"] = Inquiry(
             self.scoreboard, self.row_index, self.mailboxes
         )
+        self.limiter = KeyLimiter(self.settings, self.keys, self.scoreboard, self.row_index)
         self.admission = Admission(
             self,
             self.row_index,
@@ -93,6 +96,7 @@ class ServingWorker(AnsweringWorker):
             self.mailboxes,
             self.slots,
             HangupWatcher(self.poller),
+            Transfer(self, self.row_index, self.scoreboard, self.mailboxes, self.limiter),
             max_wait_s=self.settings.max_wait_s,
             max_waiting=self.settings.max_waiting,
         )
@@ -149,14 +153,18 @@ class ServingWorker(AnsweringWorker):
         self.intake.read(conn)
 
     def admit(self, conn: Connection) -> None:
-        """Decide what happens to a whole request: run now, or wait for the model."""
+        """Decide what happens to a whole request: refuse it, run it now, or let it wait."""
         request = conn.parser.request
         if request is None or request.path in CONTROL_PATHS:
             self._answer_at_once(conn)
         elif request.method == "OPTIONS" or not self.keys.fit(request.headers):
             self.answer_by_flask(conn)
         elif waits_for_model(request.method, request.path):
-            self.admission.admit(conn)
+            refused = self.limiter.begin(conn.history, request.headers)
+            if refused is not None:
+                self.refuse(conn, refused)
+            else:
+                self.admission.admit(conn)
         elif not tells_of_model(request.path) or not self.admission.leave_to_ready(conn):
             self.answer(conn)
 
@@ -166,12 +174,14 @@ class ServingWorker(AnsweringWorker):
             self.check_engine()
             self.admission.move(conn)
             return
+        self.limiter.end(conn.call)
         self.admission.finish(conn)
         super().finish_request(conn, fs)
 
     def hang_up(self, conn: Connection) -> None:
         """Close a connection; where it was handed over, only this process's end of it."""
         self.nr_conns -= 1
+        self.limiter.let_go(conn.history)
         conn.close()
 
     def _settle_soon(self) -> None:

@@ -94,6 +94,18 @@ class Settings(BaseSettings):
         "it changes",
         json_schema_extra={"metavar": "FILE"},
     )
+    key_concurrency: int = Field(
+        default=0,
+        ge=0,
+        description="requests that one key may have in flight or waiting; one more is a 429 at "
+        "once; 0: no limit",
+    )
+    key_tokens_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="prompt and generated tokens that one key may use within a minute, before a "
+        "further request is a 429; 0: no limit",
+    )
     served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="name of the model in the OpenAI API; repeatable, the first is the one that "

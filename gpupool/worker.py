@@ -147,6 +147,7 @@ class PoolWorker(ServingWorker):
         if time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PERIOD_S
             self.open_orphaned_mailboxes()
+            self.limiter.turn()
             self._check_progress()
             if self.alive:
                 self.check_engine()

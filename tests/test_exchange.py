@@ -256,6 +256,25 @@ def test_an_answer_that_breaks_off_does_not_look_whole(site: Site) -> None:
     assert not site.client.recv(10_000).endswith(b"0\r\n\r\n")
 
 
+def test_the_end_of_an_answer_is_told_before_its_last_bytes_are_sent(site: Site) -> None:
+    told: list[bytes] = []
+    conn = site.read(GET)
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await send({"type": "http.response.body", "body": b"last"})
+
+    exchange = Exchange(
+        Config(), conn, close_after=False, on_answered=lambda: told.append(site.client.recv(10_000))
+    )
+    assert asyncio.run(exchange.run(app, lambda *given: None))
+    [sent] = told
+    assert b"first" in sent
+    assert b"last" not in sent
+    assert b"last" in site.client.recv(10_000)
+
+
 def test_when_the_loop_ends_the_application_may_still_say_why(site: Site) -> None:
     conn = site.read(GET)
 

@@ -31,6 +31,7 @@ PURE: dict[str, set[str]] = {
     "gpupool.backoff": set(),
     "gpupool.balancer": set(),
     "gpupool.watchdog": {"gpupool.procfs"},
+    "gpupool.key_budget": {"gpupool.errors"},
     "gpupool.roll": set(),
     "gpupool.partition": {"gpupool.gpus"},
     "gpupool.api.values": VALUES,

@@ -73,10 +73,14 @@ def infer() -> Response:
     prompts = [_tokenize(engine, text, index, ask) for index, text in enumerate(texts)]
     items, jobs = _plan(prompts, ask, engine, detail)
     totals: Totals = current_app.extensions["gpupool.totals"]
+    prompt_tokens, call = sum(map(len, prompts)), current_call()
+    call.num_tokens = prompt_tokens
     results = _run(jobs, RequestClock(totals, whole_at()))
+    generated_tokens = sum(map(_num_tokens, results))
+    call.num_tokens += generated_tokens
     render = _detail if detail else _plain
     answers = [render(item, results, ask) for item in items]
-    totals.tokens(prompt=sum(map(len, prompts)), generated=sum(map(_num_tokens, results)))
+    totals.tokens(prompt=prompt_tokens, generated=generated_tokens)
     return jsonify(answers)
 
 

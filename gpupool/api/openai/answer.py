@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from gpupool.call import Call
 from gpupool.clock import SequenceClock
 from gpupool.errors import EngineError, RequestError, render_error
 from gpupool.exchange import Message, Send
@@ -42,11 +43,13 @@ class Answer:
         self,
         send: Send,
         request_id: str,
+        call: Call,
         *,
         is_dead: Callable[[], bool],
     ) -> None:
         self._send = send
         self.request_id = request_id
+        self._call = call
         self.clock: SequenceClock | None = None
         self._is_dead = is_dead
         self.keeps_usage = False
@@ -156,6 +159,7 @@ class Answer:
         await self._end(render_event(json.dumps(body).encode()))
 
     def _tick(self) -> None:
+        self._call.num_tokens += 1  # for a client that leaves before the usage
         if self.clock is not None:
             self.clock.tick(1)
 
@@ -189,6 +193,7 @@ class Answer:
             return
         self.prompt_tokens = _number(usage, "prompt_tokens", "input_tokens")
         self.generated_tokens = _number(usage, "completion_tokens", "output_tokens")
+        self._call.num_tokens = self.prompt_tokens + self.generated_tokens
 
 
 def _number(usage: dict[str, Any], *names: str) -> int:

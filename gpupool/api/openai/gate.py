@@ -75,7 +75,7 @@ class Gate:
         given_id = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = accept(given_id)
         clock = RequestClock(self._totals, began)
-        answer = Answer(send, request_id, is_dead=self._behind.is_dead)
+        answer = Answer(send, request_id, call, is_dead=self._behind.is_dead)
         origin = headers.get(b"origin", b"").decode("latin-1")
         answer.headers = cors.allowing(origin, self._cors_origins)
         try:
