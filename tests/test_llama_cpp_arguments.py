@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gpupool.engines.gguf_file import GgufModel
 from gpupool.engines.llama_cpp_arguments import ALIASES, FLAGS, OURS, parse_engine_args
 from gpupool.engines.llama_cpp_defaults import GPU_SLOTS, make_params
 from gpupool.errors import ConfigError
+from gpupool.gguf_file import GgufModel
 from gpupool.gpus import Gpu
 from gpupool.partition import Slice
 

@@ -29,7 +29,6 @@ from gpupool.engines.base import (
     Scored,
     Sink,
 )
-from gpupool.engines.gguf_file import find_gguf, read_gguf
 from gpupool.engines.llama_cpp_arguments import parse_engine_args
 from gpupool.engines.llama_cpp_child import LlamaChild
 from gpupool.engines.llama_cpp_client import LlamaClient
@@ -44,6 +43,7 @@ from gpupool.engines.llama_cpp_vocabulary import Vocabulary
 from gpupool.engines.outlet import Outlet
 from gpupool.engines.request_loop import RequestLoop
 from gpupool.errors import ConfigError, EngineDead, EngineError, RequestError
+from gpupool.gguf_file import find_gguf, read_gguf
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 

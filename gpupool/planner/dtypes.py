@@ -1,7 +1,6 @@
 """How many bits a weight or a cached value takes. Pure; any process.
 
-Sources: the safetensors format, ggml's block sizes (gguf.constants.GGML_QUANT_SIZES), the
-quantisation configs of transformers, vLLM's STR_DTYPE_TO_TORCH_DTYPE.
+Sources: the quantisation configs of transformers, vLLM's STR_DTYPE_TO_TORCH_DTYPE.
 """
 
 from __future__ import annotations
@@ -23,24 +22,6 @@ KV_BYTES: dict[str, float] = {
 }
 """Bytes of one cached value; auto: as the model's dtype."""
 
-SAFETENSORS_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "U16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
 LOADED_AS_DTYPE = ("F32", "F16", "BF16", "F64")
 """What an engine turns into the model's dtype; packed and 8-bit values stay as they are."""
 

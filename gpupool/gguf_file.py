@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model, read from its first bytes (preflight, worker).
+"""What a GGUF file says of its model, read from its first bytes (preflight, worker, planner).
 
 Format: ggml's docs/gguf.md. Imports no engine library.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +130,36 @@ def read_gguf(files: tuple[Path, ...]) -> GgufModel:
     return GgufModel(files, metadata)
 
 
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of a GGUF file, without its values."""
+
+    name: str
+    num_values: int
+    kind: int  # ggml's number of the type
+
+
+def read_tensors(files: tuple[Path, ...]) -> tuple[GgufTensor, ...]:
+    """What tensors the parts hold; ConfigError when a file is cut off within its header."""
+    found: list[GgufTensor] = []
+    for path in files:
+        try:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
+                reader = _Reader(data)
+                deque(reader.pairs(), maxlen=0)
+                found.extend(reader.tensors())
+        except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
+            raise ConfigError(
+                f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
+            ) from None
+    return tuple(found)
+
+
 class _Reader:
-    """Walks the key-value pairs once, front to back."""
+    """Walks the key-value pairs once, front to back, then the tensors."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -137,7 +167,7 @@ class _Reader:
         version = self._number(4)
         if version not in (2, 3):
             raise ValueError(f"version {version}")
-        self._number(10)  # tensors
+        self._num_tensors = self._number(10)
         self._num_pairs = self._number(10)
 
     def pairs(self) -> Iterator[tuple[str, Any]]:
@@ -152,6 +182,15 @@ class _Reader:
                 yield key, self._bytes().decode("utf-8", "replace")
             else:
                 yield key, self._number(kind)
+
+    def tensors(self) -> Iterator[GgufTensor]:
+        """Only after all pairs."""
+        for _ in range(self._num_tensors):
+            name = self._bytes().decode()
+            sizes = [self._number(10) for _ in range(self._number(4))]
+            kind = self._number(4)
+            self._number(10)  # where its values are
+            yield GgufTensor(name, prod(sizes), kind)
 
     def _number(self, kind: int) -> Any:
         (value,) = struct.unpack_from(f"<{FORMATS[kind]}", self._data, self._at)
