@@ -24,6 +24,7 @@ class Machine:
 
     name: str
     cards: tuple[Card, ...]
+    max_per_worker: int | None = None  # None: all; a process can use only one MIG device
 
     @property
     def smallest(self) -> Card:
@@ -38,6 +39,7 @@ class Subject:
     name: str
     model: Model
     stored: Stored | None = None
+    engine: str = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,8 @@ def make_plan(
 ) -> Plan:
     """The plan for one machine; with `per_proc_gpus` the recommendation is for that number only.
     `measured` is the overhead per GPU after a load on so many GPUs."""
-    num_cards = len(machine.cards)
-    counts = [per_proc_gpus] if per_proc_gpus else list(_counts(num_cards))
+    most = machine.max_per_worker or len(machine.cards)
+    counts = [per_proc_gpus] if per_proc_gpus else list(_counts(most))
     known = measured or {}
     refusals = [(count, why) for count in counts if (why := refusal(subject.model, count))]
     refused = {count for count, _ in refusals}
@@ -202,7 +204,7 @@ def _smaller_weights(subject: Subject, card: Card, num_gpus: int, ask: Ask) -> I
     if model.dtype == "float32":
         half = _fit(Subject(subject.name, replace(model, dtype="bfloat16")), card, num_gpus, ask)
         yield from _if_it_works("weights as bfloat16", "-- --dtype bfloat16", half)
-    if model.quantization is not None:
+    if model.quantization is not None or subject.engine != "vllm":
         return
     for what, arguments, bits in (
         ("fp8 weights", "-- --quantization fp8", 8.0),

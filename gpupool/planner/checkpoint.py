@@ -33,7 +33,8 @@ def read_checkpoint(model_name: str, dtype: str = "auto") -> Checkpoint:
     """What --model_name means; ConfigError says what was found instead."""
     if gguf.is_gguf(model_name):
         model, stored, by_type = gguf.read_model(model_name)
-        return Checkpoint(Subject(model_name, model, stored), "GGUF metadata", by_type)
+        subject = Subject(model_name, model, stored, "llama_cpp")
+        return Checkpoint(subject, "GGUF metadata", by_type)
     path = Path(model_name).expanduser()
     if path.exists():
         return _read_local(model_name, path, dtype, "safetensors headers")

@@ -23,6 +23,8 @@ NCCL_BYTES = 1 * GIB  # buffers of the collectives, with more than one GPU
 LOGIT_BYTES = 36  # of one logit while tokens are drawn: float32 copies, sorted, with indices
 # vLLM logged 1.26 GiB for 256 rows of 128256 (its pull request 10511) and of 152064 (issue 15815).
 GRAPH_BYTES_PER_LAYER = 12 * MIB  # CUDA graphs of all batch sizes
+UTILIZATION = 0.92  # vLLM's own share of a GPU's memory
+TYPICAL_LENGTH = 2048  # tokens of a request, where nobody says how many
 DOUBT = 0.5  # the overhead may be so much more or less
 
 
@@ -48,11 +50,12 @@ class Ask:
     """What a worker is to do; None: as the model or vLLM would have it."""
 
     max_model_len: int | None = None
+    dtype: str = "auto"
     kv_cache_dtype: str = "auto"
-    gpu_memory_utilization: float = 0.92
+    gpu_memory_utilization: float = UTILIZATION
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
-    typical_length: int = 2048  # tokens of a request, for the number of concurrent ones
+    typical_length: int = TYPICAL_LENGTH  # for the number of concurrent requests
     is_eager: bool = False  # no CUDA graphs
 
 

@@ -6,6 +6,7 @@ Source of the types: ggml's block layouts, as in the gguf package's GGML_QUANT_S
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ KEYS = {
     "v_head_dim": "attention.value_length",
 }
 
+LLAMA_CPP = (
+    "the overhead is vLLM's; llama.cpp has less, and reserves its KV cache by --ctx-size, which "
+    "all slots share"
+)
+
 
 def is_gguf(name: str) -> bool:
     """Whether a model's name means GGUF files here."""
@@ -100,7 +106,8 @@ def read_model(name: str) -> tuple[Model, Stored, dict[str, int]]:
     by_type = bytes_by_type(tensors)
     config = as_config(found, has_head=any(t.name == "output.weight" for t in tensors))
     stored = Stored(sum(by_type.values()), sum(tensor.num_values for tensor in tensors))
-    return read_config(config), stored, by_type
+    model = replace(read_config(config), is_layered=True)
+    return replace(model, doubts=(*model.doubts, LLAMA_CPP)), stored, by_type
 
 
 def bytes_by_type(tensors: tuple[GgufTensor, ...]) -> dict[str, int]:

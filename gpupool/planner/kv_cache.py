@@ -29,8 +29,12 @@ class Cache:
     def layer_bytes(self, layer: Attention) -> float:
         """Bytes of one token in one layer. Where there are more GPUs than KV heads, each GPU
         has one head, some of them the same; a latent is whole on every GPU."""
-        heads = 1 if layer.is_latent else max(1, layer.num_kv_heads // self.num_gpus)
-        return heads * (layer.key_size + layer.value_size) * self.value_bytes
+        if layer.is_latent or self.model.is_layered:
+            heads = layer.num_kv_heads
+        else:
+            heads = max(1, layer.num_kv_heads // self.num_gpus)
+        share = self.model.layer_share(self.num_gpus) if self.model.is_layered else 1
+        return heads * (layer.key_size + layer.value_size) * self.value_bytes * share
 
     @property
     def token_bytes(self) -> float:

@@ -36,7 +36,8 @@ def of_gpus(gpus: list[Gpu]) -> Machine:
     """GPUs that NVML has found."""
     cards = tuple(Card(gpu.name, gpu.total_bytes, gpu.free_bytes) for gpu in gpus)
     names = dict.fromkeys(card.name for card in cards)
-    return Machine(f"{len(cards)}x {' and '.join(names)}", cards)
+    most = 1 if any(gpu.parent_uuid for gpu in gpus) else None
+    return Machine(f"{len(cards)}x {' and '.join(names)}", cards, most)
 
 
 def of_cards(asked: str) -> Machine:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 
 
 class Split(Enum):
@@ -62,6 +62,7 @@ class Model:
     max_positions: int
     dtype: str  # of what is not quantised
     quantization: Quantization | None = None
+    is_layered: bool = False  # each GPU has some of the layers (llama.cpp), not some of each
     doubts: tuple[str, ...] = ()  # what the configuration leaves open, as sentences
 
     @property
@@ -69,12 +70,11 @@ class Model:
         """All of them, tied ones once."""
         return sum(part.num_parameters for part in self.parts)
 
+    def layer_share(self, num_gpus: int) -> float:
+        """The share of the layers on the GPU that has the most of them."""
+        return ceil(self.num_layers / num_gpus) / self.num_layers
+
     @property
     def num_layers(self) -> int:
         """Layers with a KV cache."""
         return len(self.layers)
-
-
-def total(parts: Iterable[Part]) -> int:
-    """The number of parameters of some parts."""
-    return sum(part.num_parameters for part in parts)

@@ -18,6 +18,9 @@ MAX_GPUS = 64
 
 def refusal(model: Model, num_gpus: int) -> str | None:
     """Why so many GPUs cannot share the model, or None if they can."""
+    if model.is_layered:
+        too_many = f"{model.num_layers} layers cannot be on {num_gpus} GPUs"
+        return too_many if num_gpus > model.num_layers else None
     if model.num_heads % num_gpus:
         return f"{model.num_heads} attention heads are not divisible by {num_gpus}"
     kv_heads = model.num_kv_heads
@@ -70,6 +73,8 @@ def _part_bytes(model: Model, part: Part) -> float:
 
 
 def _share(model: Model, part: Part, num_gpus: int) -> float:
+    if model.is_layered:
+        return model.layer_share(num_gpus)
     if part.split is Split.WHOLE:
         return 1
     if part.split is Split.KV:
