@@ -92,16 +92,21 @@ def make_plan(
     *,
     per_proc_gpus: int | None = None,
     measured: dict[int, int] | None = None,
+    may_shorten: bool = True,
 ) -> Plan:
     """The plan for one machine; with `per_proc_gpus` the recommendation is for that number only.
-    `measured` is the overhead per GPU after a load on so many GPUs."""
+    `measured` is the overhead per GPU after a load on so many GPUs. A context that nobody asked
+    for is shortened where it does not fit, unless `may_shorten` is False."""
     most = machine.max_per_worker or len(machine.cards)
     counts = [per_proc_gpus] if per_proc_gpus else list(_counts(most))
     known = measured or {}
     refusals = [(count, why) for count in counts if (why := refusal(subject.model, count))]
     refused = {count for count, _ in refusals}
     possible = [count for count in counts if count not in refused]
-    options = tuple(_option(subject, machine, count, ask, known.get(count)) for count in possible)
+    options = tuple(
+        _option(subject, machine, count, ask, known.get(count), may_shorten=may_shorten)
+        for count in possible
+    )
     good = [found for found in options if found.works and found.num_replicas]
     sure = [found for found in good if found.fit.verdict is Verdict.FITS] or good
     return Plan(
@@ -127,12 +132,18 @@ def _counts(num_cards: int) -> Iterator[int]:
 
 
 def _option(
-    subject: Subject, machine: Machine, num_gpus: int, ask: Ask, measured: int | None
+    subject: Subject,
+    machine: Machine,
+    num_gpus: int,
+    ask: Ask,
+    measured: int | None,
+    *,
+    may_shorten: bool,
 ) -> Option:
     num_cards = len(machine.cards)
     found = _fit(subject, machine.smallest, num_gpus, ask, measured)
     is_shortened = False
-    if found.verdict is not Verdict.FITS and ask.max_model_len is None:
+    if may_shorten and found.verdict is not Verdict.FITS and ask.max_model_len is None:
         length = _safe_length(found)
         if length >= min(MIN_CONTEXT, found.max_model_len):
             asked = replace(ask, max_model_len=length)

@@ -29,7 +29,9 @@ class Checkpoint:
     bytes_by_type: dict[str, int]  # of the stored weights; empty where no header was read
 
 
-def read_checkpoint(model_name: str, dtype: str = "auto") -> Checkpoint:
+def read_checkpoint(
+    model_name: str, dtype: str = "auto", *, is_offline: bool = False
+) -> Checkpoint:
     """What --model_name means; ConfigError says what was found instead."""
     if gguf.is_gguf(model_name):
         model, stored, by_type = gguf.read_model(model_name)
@@ -45,9 +47,11 @@ def read_checkpoint(model_name: str, dtype: str = "auto") -> Checkpoint:
         )
     if (folder := hub.cached_folder(model_name)) is not None:
         found = _read_local(model_name, folder, dtype, "safetensors headers in the cache")
-        if found.bytes_by_type:
+        if found.bytes_by_type or is_offline:
             return found
         config = read_json(folder / hub.CONFIG)
+    elif is_offline:
+        raise ConfigError(f"--model_name {model_name!r} is not in the local cache")
     else:
         config = hub.fetch_config(model_name)
     return _described(model_name, config, hub.fetch_tensors(model_name), dtype, "the hub's headers")
