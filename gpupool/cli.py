@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gpupool.calibration import measured_overheads
 from gpupool.errors import ConfigError
 from gpupool.planner import machine as machines
 from gpupool.planner.advice import Machine, Plan, make_plan
@@ -99,7 +100,16 @@ def plan(
     found = read_checkpoint(model_name, dtype)
     kv_value_bytes(kv_cache_dtype, found.subject.model.dtype)
     plans = [
-        (name, make_plan(found.subject, machine, ask, per_proc_gpus=per_proc_gpus))
+        (
+            name,
+            make_plan(
+                found.subject,
+                machine,
+                ask,
+                per_proc_gpus=per_proc_gpus,
+                measured=measured_overheads(found.subject.name, machine, ask),
+            ),
+        )
         for name, machine in _machines(gpu, shape, cuda_visible_devices, is_any=aqua)
     ]
     typer.echo(_shown(plans, found, is_json=as_json_, is_aqua=aqua), nl=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from gpupool.calibration import measured_overheads
 from gpupool.errors import ConfigError
 from gpupool.planner import machine as machines
 from gpupool.planner.advice import Machine, Option, Plan, Subject, gib, make_plan
@@ -80,7 +81,15 @@ def _plan(
         # Its device map puts whole layers on each GPU.
         subject = replace(subject, model=replace(subject.model, is_layered=True))
     subject = replace(subject, engine=settings.infer_type or subject.engine)
-    return make_plan(subject, machine, given.ask, per_proc_gpus=per_proc_gpus, may_shorten=False)
+    measured = measured_overheads(subject.name, machine, given.ask)
+    return make_plan(
+        subject,
+        machine,
+        given.ask,
+        per_proc_gpus=per_proc_gpus,
+        may_shorten=False,
+        measured=measured,
+    )
 
 
 def _quantized(subject: Subject, method: str | None) -> Subject:

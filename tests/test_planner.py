@@ -146,6 +146,14 @@ def test_a_measured_overhead_stands_in_for_the_estimate() -> None:
     assert option(found, 2).fit.overhead_bytes != GIB
 
 
+def test_what_was_measured_is_less_in_doubt() -> None:
+    llama, ask = model("Meta-Llama-3-8B"), Ask(gpu_memory_utilization=1)
+    counted = weight_bytes(llama) + int(Cache(llama, 2).bytes_per_request(8192))
+    card = Card("any", counted + int(2.3 * GIB), counted + int(2.3 * GIB))
+    assert fit(llama, card, 1, ask).verdict is Verdict.TIGHT
+    assert fit(llama, card, 1, ask, measured_overhead=2 * GIB).verdict is Verdict.FITS
+
+
 def test_failure_is_certain_only_where_no_overhead_is_needed_for_it() -> None:
     llama = model("Meta-Llama-3-8B")
     counted = weight_bytes(llama) + int(Cache(llama, 2).bytes_per_request(8192))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from gpupool.planner.fit import DOUBT, GIB, Ask, Card, Fit, Stored, Verdict, fit
+from gpupool.planner.fit import GIB, Ask, Card, Fit, Stored, Verdict, fit
 from gpupool.planner.model import Model, Quantization
 from gpupool.planner.split import refusal, sizes
 
@@ -50,7 +50,6 @@ class Option:
     num_replicas: int
     num_spare: int  # GPUs left over
     is_shortened: bool = False  # with a shorter context than the model has
-    measured_overhead: int | None = None
 
     @property
     def works(self) -> bool:
@@ -149,7 +148,7 @@ def _option(
             asked = replace(ask, max_model_len=length)
             found = _fit(subject, machine.smallest, num_gpus, asked, measured)
             is_shortened = True
-    return Option(found, num_cards // num_gpus, num_cards % num_gpus, is_shortened, measured)
+    return Option(found, num_cards // num_gpus, num_cards % num_gpus, is_shortened)
 
 
 def _fit(subject: Subject, card: Card, num_gpus: int, ask: Ask, measured: int | None = None) -> Fit:
@@ -161,7 +160,7 @@ def _fit(subject: Subject, card: Card, num_gpus: int, ask: Ask, measured: int | 
 def _safe_length(found: Fit) -> int:
     """The longest context that fits even if the overhead is more than estimated, as a round
     number."""
-    room = found.kv_bytes - int(found.overhead_bytes * DOUBT)
+    room = found.kv_bytes - found.doubt_bytes
     longest = found.cache.longest(room, found.cache.model.max_positions)
     return longest if longest < 1024 else longest // 1024 * 1024
 

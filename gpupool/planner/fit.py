@@ -26,6 +26,7 @@ GRAPH_BYTES_PER_LAYER = 12 * MIB  # CUDA graphs of all batch sizes
 UTILIZATION = 0.92  # vLLM's own share of a GPU's memory
 TYPICAL_LENGTH = 2048  # tokens of a request, where nobody says how many
 DOUBT = 0.5  # the overhead may be so much more or less
+MEASURED_DOUBT = 0.1  # after a load of the same kind
 
 
 class Verdict(Enum):
@@ -74,9 +75,22 @@ class Fit:
     num_gpus: int
     budget_bytes: int
     weights_bytes: int
-    overhead_bytes: int
+    estimated_bytes: int  # of the overhead
+    measured_bytes: int | None  # of the overhead, where a load was measured
     max_model_len: int
     cache: Cache
+
+    @property
+    def overhead_bytes(self) -> int:
+        """All that is neither weights nor KV cache: as measured, else as estimated."""
+        return self.estimated_bytes if self.measured_bytes is None else self.measured_bytes
+
+    @property
+    def doubt_bytes(self) -> int:
+        """How much more the overhead may be."""
+        if self.measured_bytes is None:
+            return int(self.estimated_bytes * DOUBT)
+        return int(self.measured_bytes * MEASURED_DOUBT)
 
     @property
     def kv_bytes(self) -> int:
@@ -94,7 +108,7 @@ class Fit:
         needed = self.weights_bytes + self.request_bytes
         if needed > self.budget_bytes:
             return Verdict.FAILS
-        is_sure = needed + self.overhead_bytes * (1 + DOUBT) <= self.budget_bytes
+        is_sure = needed + self.overhead_bytes + self.doubt_bytes <= self.budget_bytes
         return Verdict.FITS if is_sure else Verdict.TIGHT
 
     @property
@@ -139,12 +153,12 @@ def fit(
         num_gpus,
         in_flight_tokens=ask.max_num_batched_tokens,
     )
-    estimate = overhead_bytes(model, num_gpus, ask)
     return Fit(
         num_gpus=num_gpus,
         budget_bytes=int(card.total_bytes * ask.gpu_memory_utilization),
         weights_bytes=weights,
-        overhead_bytes=estimate if measured_overhead is None else measured_overhead,
+        estimated_bytes=overhead_bytes(model, num_gpus, ask),
+        measured_bytes=measured_overhead,
         max_model_len=ask.max_model_len or model.max_positions,
         cache=cache,
     )

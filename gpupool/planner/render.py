@@ -62,12 +62,11 @@ def _table(plan: Plan) -> Iterator[str]:
 
 def _row(plan: Plan, option: Option) -> tuple[str, ...]:
     found = option.fit
-    measured = " (measured)" if option.measured_overhead is not None else ""
     numbers = (
         str(found.num_gpus),
         str(option.num_replicas),
         _number(found.weights_bytes),
-        _number(found.overhead_bytes) + measured,
+        _number(found.overhead_bytes),
     )
     if found.weights_bytes > found.budget_bytes:
         missing = found.weights_bytes - found.budget_bytes
@@ -80,6 +79,8 @@ def _row(plan: Plan, option: Option) -> tuple[str, ...]:
         text += f" with --max-model-len {found.max_model_len}"
     if option.num_spare:
         text += f", {option.num_spare} GPU(s) left over"
+    if found.measured_bytes is not None:
+        text += f" (overhead as measured; estimated: {_number(found.estimated_bytes)})"
     cache = _number(max(found.kv_bytes, 0))
     return (*numbers, cache, f"{found.num_tokens:,}", f"{requests:.0f}", text)
 
