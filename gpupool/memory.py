@@ -63,8 +63,10 @@ def _judge(settings: Settings, plan: Plan, option: Option) -> str | None:
     if option.fit.verdict is Verdict.FITS:
         return None
     text = _explain(plan)
-    # A family that is counted as another may be smaller than it seems.
-    if option.fit.verdict is Verdict.TIGHT or plan.subject.model.doubts:
+    # A family that is counted as another may be smaller than it seems, and of different GPUs only
+    # the smallest were looked at.
+    is_mixed = len({card.total_bytes for card in plan.machine.cards}) > 1
+    if option.fit.verdict is Verdict.TIGHT or plan.subject.model.doubts or is_mixed:
         return text
     if settings.memory_plan == "warn":
         return text

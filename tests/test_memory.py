@@ -75,6 +75,12 @@ def test_a_model_that_the_planner_only_guesses_at_is_never_refused(tmp_path: Pat
     assert "does not fit" in (judge(asked, 1) or "")
 
 
+def test_of_different_gpus_none_is_refused(tmp_path: Path, gpus: Machine) -> None:
+    gpus.set_gpu(0, name="NVIDIA A100", total=81920 * MIB)
+    asked = settings(tmp_path, "Qwen/Qwen2.5-32B-Instruct")
+    assert "does not fit" in (judge(asked, 2) or "")
+
+
 @pytest.mark.parametrize(
     "config",
     [{"hidden_size": None}, {"layer_types": [], "sliding_window": 9}, {"quantization_config": 3}],

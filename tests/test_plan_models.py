@@ -84,6 +84,57 @@ def test_tied_weights_count_once() -> None:
     assert model("Meta-Llama-3-8B").num_parameters - tied.num_parameters == 128256 * 4096
 
 
+@pytest.mark.parametrize(
+    ("scaling", "length"),
+    [
+        (None, 8192),
+        ({"rope_type": "linear", "factor": 4.0}, 32768),
+        ({"type": "dynamic", "factor": 2}, 16384),
+        ({"rope_type": "yarn", "factor": 4.0}, 8192),
+        ({"rope_type": "llama3", "factor": 8.0}, 8192),
+        ({"rope_type": "longrope", "short_factor": [1.0]}, 4096),
+    ],
+    ids=str,
+)
+def test_the_context_is_the_one_that_vllm_takes(
+    scaling: dict[str, object] | None, length: int
+) -> None:
+    more = {"rope_scaling": scaling, "original_max_position_embeddings": 4096}
+    assert model("Meta-Llama-3-8B", **more).max_positions == length
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, 8),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 4.15625),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 8),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4.5),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 4.5),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, 8),
+        ({"quant_method": "fp8"}, 8),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 128}}},
+            },
+            4.125,
+        ),
+    ],
+    ids=str,
+)
+def test_quantised_weights_have_their_bits(quantization: dict[str, object], bits: float) -> None:
+    found = model("Meta-Llama-3-8B", quantization_config=quantization)
+    assert found.quantization is not None
+    assert found.quantization.bits == pytest.approx(bits, rel=1e-6)
+    assert found.doubts == ()
+
+
+def test_an_unknown_quantisation_is_in_doubt() -> None:
+    found = model("Meta-Llama-3-8B", quantization_config={"quant_method": "new"})
+    assert "'new'" in found.doubts[0]
+
+
 def test_an_unknown_family_is_a_llama_in_doubt() -> None:
     found = model("Meta-Llama-3-8B", model_type="new_llm")
     assert found.num_parameters == model("Meta-Llama-3-8B").num_parameters

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gpupool.planner.dtypes import read_quantization
-from gpupool.planner.families import FAMILIES, LLAMA, Family, windows
+from gpupool.planner.dtypes import METHODS, read_quantization
+from gpupool.planner.families import DEFAULTS, FAMILIES, LLAMA, Family, windows
 from gpupool.planner.fields import Fields
-from gpupool.planner.model import Model, Part, Split
+from gpupool.planner.model import Model, Part, Quantization, Split
 from gpupool.planner.vision import vision_parts
 from gpupool.planner.weights import (
     Shape,
@@ -33,6 +33,8 @@ def read_config(config: Mapping[str, Any], *, dtype: str = "auto") -> Model:
     name = fields.text("model_type") or whole.text("model_type") or "unknown"
     name = name.removesuffix("_text")
     family = FAMILIES.get(name, LLAMA)
+    if fields is not whole:
+        fields = fields.with_defaults(DEFAULTS.get(name, {}))
     shape = read_shape(fields, name)
     parts = [
         *vocabulary_parts(fields, family, shape),
@@ -41,6 +43,7 @@ def read_config(config: Mapping[str, Any], *, dtype: str = "auto") -> Model:
         norm_part(family, shape, _num_norms(fields, name, family)),
         *vision_parts(whole, shape.hidden),
     ]
+    quantization = read_quantization(whole) or read_quantization(fields)
     layers = attentions(fields, shape, windows(fields, family))
     return Model(
         family=name,
@@ -52,11 +55,27 @@ def read_config(config: Mapping[str, Any], *, dtype: str = "auto") -> Model:
         intermediate_size=_widest(fields, shape),
         shard_sizes=_shard_sizes(fields, shape),
         vocab_size=shape.vocab,
-        max_positions=fields.size("max_position_embeddings", 2048),
+        max_positions=_max_positions(fields, name),
         dtype=dtype if dtype != "auto" else _own_dtype(whole, fields),
-        quantization=read_quantization(whole) or read_quantization(fields),
-        doubts=tuple(_doubts(fields, name)),
+        quantization=quantization,
+        doubts=tuple(_doubts(fields, name, quantization)),
     )
+
+
+def _max_positions(fields: Fields, name: str) -> int:
+    """The context that vLLM takes unasked (config/model.py, _get_and_verify_max_len): stretched by
+    a plain factor, and without the stretch of LongRoPE."""
+    positions = fields.size("max_position_embeddings", 2048)
+    scaling = fields.inner("rope_parameters") or fields.inner("rope_scaling")
+    if scaling is None:
+        return positions
+    kind = scaling.text("rope_type") or scaling.text("type")
+    if kind == "longrope":
+        return fields.count("original_max_position_embeddings") or positions
+    factor = scaling.get("factor")
+    if kind in ("linear", "dynamic") and name != "gemma3" and isinstance(factor, int | float):
+        return int(positions * factor)
+    return positions
 
 
 def _own_dtype(whole: Fields, fields: Fields) -> str:
@@ -99,10 +118,15 @@ def _shard_sizes(fields: Fields, shape: Shape) -> tuple[int, ...]:
     return tuple(dict.fromkeys((width, fields.count("shared_expert_intermediate_size") or width)))
 
 
-def _doubts(fields: Fields, name: str) -> list[str]:
+def _doubts(fields: Fields, name: str, quantization: Quantization | None) -> list[str]:
     doubts = []
     if name not in FAMILIES:
         doubts.append(f"model_type {name!r} is not known to the planner; it is counted as a Llama")
+    if quantization is not None and quantization.method not in METHODS:
+        doubts.append(
+            f"quantisation {quantization.method!r} is not known to the planner; its weights are "
+            "counted with 8 bits"
+        )
     kinds = fields.get("layer_types")
     others = {kind for kind in kinds if kind in STATE_KINDS} if isinstance(kinds, list) else set()
     if others or fields.get("linear_num_value_heads"):

@@ -47,6 +47,13 @@ def kv_value_bytes(kv_cache_dtype: str, dtype: str) -> float:
     return KV_BYTES[kv_cache_dtype] or dtype_bytes(dtype)
 
 
+METHODS = (
+    *("gptq", "awq", "auto-round", "fp8", "mxfp4", "bitsandbytes"),
+    *("compressed_tensors", "modelopt"),
+)
+"""What read_quantization knows by its weights."""
+
+
 def read_quantization(fields: Fields) -> Quantization | None:
     """quantization_config, with what scales and zero points add to each weight."""
     found = fields.inner("quantization_config") or fields.inner("compression_config")
@@ -62,6 +69,10 @@ def read_quantization(fields: Fields) -> Quantization | None:
         block = found.get("weight_block_size")
         size = int(block[-1]) if isinstance(block, list) and block else None
         return Quantization(method, 8 + (32 / size**2 if size else 0), size)
+    if method.startswith("modelopt"):
+        algorithm = found.text("quant_algo") or method
+        # NVFP4: 8 bits of scale for 16 weights.
+        return Quantization("modelopt", 4 + 8 / 16 if "FP4" in algorithm.upper() else 8)
     if method == "mxfp4":
         return Quantization(method, 4 + 8 / 32, 32)
     if method == "bitsandbytes":

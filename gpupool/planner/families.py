@@ -115,6 +115,26 @@ FAMILIES: dict[str, Family] = {
 }
 FAMILIES |= {"gemma3_text": FAMILIES["gemma3"]}
 
+LLAMA_SIZES = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+}
+DEFAULTS: dict[str, dict[str, int]] = {
+    "llama": LLAMA_SIZES,
+    "mistral": LLAMA_SIZES | {"num_key_value_heads": 8, "intermediate_size": 14336},
+    "gemma3": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+    },
+}
+"""Sizes that a model with more than text may leave out, as transformers fills them in."""
+
 ON_BY_DEFAULT = {"enable_bias", "use_bias"}
 """Fields that mean yes where config.json leaves them out."""
 

@@ -76,6 +76,11 @@ class Fields:
         value = self.get(name)
         return Fields(value, f"{self._where}: {name}") if isinstance(value, Mapping) else None
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Fields:
+        """With values for fields that are missing."""
+        missing = {name: value for name, value in defaults.items() if self.get(name) is None}
+        return Fields({**self._values, **missing}, self._where)
+
     def text_model(self) -> Fields:
         """The language model of one that also sees or hears: its own mapping over the whole."""
         for name in TEXT:
