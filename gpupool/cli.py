@@ -130,7 +130,8 @@ def _machines(
     elif is_any:
         yield from ((name, machines.of_shape(name)) for name in machines.shapes())
     else:
-        here = machines.here(visible or os.environ.get("CUDA_VISIBLE_DEVICES"))
+        asked = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
+        here = machines.here(asked)
         if here is None:
             raise ConfigError(
                 "this machine has no GPU to plan for; describe one by --gpu '8x A100-80GB' or "

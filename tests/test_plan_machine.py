@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu
-from gpupool.planner.fit import GIB, MIB
-from gpupool.planner.machine import of_cards, of_gpus, of_shape, shapes
+from gpupool.planner.advice import Subject, make_plan
+from gpupool.planner.fit import GIB, MIB, Ask
+from gpupool.planner.machine import here, of_cards, of_gpus, of_shape, shapes
+from tests.machine import fake_machine
+from tests.plan_models import model
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,38 @@ def test_every_shape_can_be_read() -> None:
 def test_an_unknown_shape_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"BM\.GPU\.H100\.8"):
         of_shape("BM.GPU.H100.9")
+
+
+def test_a_broken_driver_is_not_asked_where_all_gpus_are_hidden(tmp_path: Path) -> None:
+    with fake_machine(tmp_path, gpus=1) as machine:
+        machine.preload()
+        machine.init_error(999)
+        assert here("") is None
+        assert here("-1") is None
+        with pytest.raises(ConfigError):
+            here(None)
+
+
+def test_the_gpus_of_this_machine_are_those_that_nvml_sees(tmp_path: Path) -> None:
+    with fake_machine(tmp_path, gpus=3) as machine:
+        machine.preload()
+        machine.set_gpu(0, total=80 * GIB, used=60 * GIB)
+        machine.set_gpu(2, ecc=3)
+        found = here("0,2")
+    assert found is not None
+    [card] = found.cards  # the other has a fault
+    assert (card.total_bytes, card.free_bytes) == (80 * GIB, 20 * GIB)
+
+
+def test_a_worker_gets_one_mig_device(tmp_path: Path) -> None:
+    with fake_machine(tmp_path) as machine:
+        machine.preload()
+        for slot in range(2):
+            machine.mig(0, slot, total=20 * GIB)
+        found = here(None)
+    assert found is not None
+    subject = Subject("m", model("Llama-3.2-1B"))
+    assert [o.fit.num_gpus for o in make_plan(subject, found, Ask()).options] == [1]
 
 
 def test_mixed_gpus_are_planned_by_the_smallest() -> None:

@@ -25,7 +25,9 @@ MAX_CARDS = 64
 
 def here(cuda_visible_devices: str | None) -> Machine | None:
     """The GPUs of this machine, as free as they are now; None where there are none."""
-    inventory = read_inventory()
+    # Who hides all GPUs may do so because the driver is broken: then it is not even asked.
+    is_hidden = cuda_visible_devices is not None and cuda_visible_devices.strip() in ("", "-1")
+    inventory = None if is_hidden else read_inventory()
     if inventory is None:
         return None
     gpus = [gpu for gpu in select_visible(inventory, cuda_visible_devices) if gpu.fault is None]
