@@ -78,6 +78,15 @@ def test_a_latent_is_whole_on_every_gpu() -> None:
     )
 
 
+def test_layers_are_shared_out_whole_where_the_engine_does_so() -> None:
+    layered = replace(model("SmolLM2-135M"), is_layered=True)
+    # 30 layers on 4 GPUs: one has 8 of them. Its 9 heads do not matter.
+    assert refusal(layered, 4) is None
+    assert weight_bytes(layered, 4) == pytest.approx(weight_bytes(layered) * 8 / 30, abs=100)
+    assert Cache(layered, 2, 4).token_bytes == pytest.approx(23040 * 8 / 30)
+    assert "30 layers cannot be on 31 GPUs" in (refusal(layered, 31) or "")
+
+
 def test_weights_on_every_gpu_make_more_than_a_share() -> None:
     whole = weight_bytes(model("DeepSeek-V3"))
     assert whole / 8 * 1.01 < weight_bytes(model("DeepSeek-V3"), 8) < whole / 8 * 1.05
