@@ -37,9 +37,9 @@ def test_the_table_has_models_of_all_sizes() -> None:
 @pytest.mark.parametrize(
     ("name", "num_gpus", "gib"),
     [
-        ("Meta-Llama-3-8B", 1, 14.96),  # vLLM's pull request 10511
+        ("Meta-Llama-3-8B", 1, 14.96),  # vllm-project/vllm#10511
         ("Meta-Llama-3-8B", 2, 7.48),
-        ("Qwen2.5-32B-Instruct", 2, 30.71),  # vLLM's issue 15815
+        ("Qwen2.5-32B-Instruct", 2, 30.71),  # vllm-project/vllm#15815
     ],
 )
 def test_weights_take_what_vllm_logged(name: str, num_gpus: int, gib: float) -> None:
@@ -60,10 +60,10 @@ def test_quantised_weights_take_what_their_files_do(name: str, stored_bytes: int
 
 
 def test_vllm_had_room_for_as_many_tokens_as_it_logged() -> None:
-    # Its issue 21348: Qwen3-235B on 4 GPUs; the GPU with the least room decided, so a bit less.
+    # vllm-project/vllm#21348: Qwen3-235B on 4 GPUs; the GPU with the least room decided, so a bit less.
     cache = Cache(model("Qwen3-235B-A22B-FP8"), value_bytes=2, num_gpus=4)
     assert cache.num_tokens(8.11 * GIB, 40960) == pytest.approx(178_880, rel=0.02)
-    # Its issue 15815: Qwen2.5-32B on 2 GPUs.
+    # vllm-project/vllm#15815: Qwen2.5-32B on 2 GPUs.
     cache = Cache(model("Qwen2.5-32B-Instruct"), value_bytes=2, num_gpus=2)
     assert 7.71 * GIB // cache.block_bytes == pytest.approx(3947, abs=3)
 

@@ -21,7 +21,7 @@ MIB = 1 << 20
 CONTEXT_BYTES = 512 * MIB  # CUDA's context and the libraries' workspaces
 NCCL_BYTES = 1 * GIB  # buffers of the collectives, with more than one GPU
 LOGIT_BYTES = 36  # of one logit while tokens are drawn: float32 copies, sorted, with indices
-# vLLM logged 1.26 GiB for 256 rows of 128256 (its pull request 10511) and of 152064 (issue 15815).
+# vLLM logged 1.26 GiB for 256 rows of 128256 (vllm-project/vllm#10511) and of 152064 (#15815).
 GRAPH_BYTES_PER_LAYER = 12 * MIB  # CUDA graphs of all batch sizes
 UTILIZATION = 0.92  # vLLM's own share of a GPU's memory
 TYPICAL_LENGTH = 2048  # tokens of a request, where nobody says how many
