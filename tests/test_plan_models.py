@@ -60,7 +60,7 @@ def test_quantised_weights_take_what_their_files_do(name: str, stored_bytes: int
 
 
 def test_vllm_had_room_for_as_many_tokens_as_it_logged() -> None:
-    # vllm-project/vllm#21348: Qwen3-235B on 4 GPUs; the GPU with the least room decided, so a bit less.
+    # vllm-project/vllm#21348: Qwen3-235B on 4 GPUs, of which the one with the least room decided.
     cache = Cache(model("Qwen3-235B-A22B-FP8"), value_bytes=2, num_gpus=4)
     assert cache.num_tokens(8.11 * GIB, 40960) == pytest.approx(178_880, rel=0.02)
     # vllm-project/vllm#15815: Qwen2.5-32B on 2 GPUs.
