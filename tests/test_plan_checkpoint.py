@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ class Hub(SimpleHTTPRequestHandler):
             end = int(first) + len(body) - 1
             self.send_header("Content-Range", f"bytes {first}-{end}/{total}")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", '"0123"')
+        self.send_header("ETag", f'"{sha256(path.name.encode()).hexdigest()}"')
         self.send_header("X-Repo-Commit", "b" * 40)
         self.end_headers()
         if with_body:
