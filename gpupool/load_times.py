@@ -6,16 +6,13 @@ of it is best effort: without the file, or without a place for it, a load has no
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import os
-import tempfile
 from dataclasses import asdict, dataclass
-from hashlib import sha256
-from pathlib import Path
 
+from gpupool import kept
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 
@@ -47,7 +44,7 @@ def load_of(settings: Settings, gpu_slice: Slice) -> Load:
 def read(load: Load) -> float | None:
     """Seconds that the last such load took, or None."""
     try:
-        found = json.loads(_path(load).read_bytes())
+        found = json.loads(kept.path_of("load", asdict(load)).read_bytes())
         seconds = float(found["seconds"]) if found["load"] == asdict(load) else math.nan
     except (OSError, RuntimeError, ValueError, TypeError, KeyError):
         return None
@@ -57,9 +54,8 @@ def read(load: Load) -> float | None:
 def write(load: Load, seconds: float) -> None:
     """Remember a load that has just succeeded."""
     try:
-        path = _path(load)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps({"load": asdict(load), "seconds": round(seconds, 3)}))
+        path = kept.path_of("load", asdict(load))
+        kept.replace(path, json.dumps({"load": asdict(load), "seconds": round(seconds, 3)}))
     except (OSError, RuntimeError) as error:
         log.debug("the time of the load is not kept: %s", error)
 
@@ -69,25 +65,3 @@ def retry_after_s(for_s: float, estimate_s: float | None) -> int:
     if estimate_s is None:
         return DEFAULT_RETRY_AFTER_S
     return min(max(math.ceil(estimate_s - for_s), 1), MAX_RETRY_AFTER_S)
-
-
-def _path(load: Load) -> Path:
-    """RuntimeError where the user has no home."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not cache.is_absolute():
-        cache = Path.home() / ".cache"
-    name = sha256(json.dumps(asdict(load)).encode()).hexdigest()[:32]
-    return cache / "gpupool" / f"load-{name}.json"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put the text in place in one piece: workers that load together write the same file."""
-    fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(fd, "w") as file:
-            file.write(text)
-        os.replace(new, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise

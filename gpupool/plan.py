@@ -13,7 +13,7 @@ from gpupool import lockdir
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu, Inventory, read_inventory, select_visible
 from gpupool.partition import Partition, Slice, cut, cut_cpus
-from gpupool.settings import Settings
+from gpupool.settings import AUTO_GPUS, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,11 @@ class Plan:
 
 def make_plan(settings: Settings) -> Plan:
     """What GPUDispatcher.for_settings decides, without a pool."""
+    if settings.per_proc_gpus == AUTO_GPUS:
+        raise ConfigError(
+            "--per_proc_gpus (PER_PROC_GPUS) is auto, which start_gunicorn.sh makes a number; "
+            "give one here, or see `gpupool plan`"
+        )
     # Who hides all GPUs may do so because the driver is broken: then it is not even asked.
     is_hidden = settings.cuda_visible_devices in ("", "-1")
     inventory = None if is_hidden else read_inventory()

@@ -15,11 +15,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from dispatcher import GPUDispatcher
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
-from gpupool.settings import Settings, env_name, read_settings
+from gpupool.settings import AUTO_GPUS, Settings, env_name, read_settings
 
 EXIT_REFUSED = 2
 
@@ -32,13 +33,25 @@ def refuse_or_return() -> None:
     mark = str(os.getpid())
     if os.environ.get("GPUPOOL_CHECKED") == mark:
         return
-    done = subprocess.run([sys.executable, "-m", "gpupool.preflight"], check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpupool.preflight"], check=False, stdout=subprocess.PIPE, text=True
+    )
     if done.returncode:
         sys.exit(EXIT_REFUSED)
+    if (chosen := done.stdout.strip()).isdigit():
+        os.environ[env_name("per_proc_gpus")] = chosen
     os.environ["GPUPOOL_CHECKED"] = mark
 
 
-def check(settings: Settings, *, is_running: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A start that is not refused."""
+
+    warning: str | None = None
+    chosen_gpus: int | None = None  # for --per_proc_gpus auto
+
+
+def check(settings: Settings, *, is_running: bool = False) -> Outcome:
     """Raise ConfigError for the first thing that cannot be. A running pool has its port and its
     slices, and its engine's type was found."""
     if not settings.model_name:
@@ -47,13 +60,22 @@ def check(settings: Settings, *, is_running: bool = False) -> None:
             "or a Hugging Face id"
         )
     _check_key_limits(settings)
+    from gpupool import memory
+
     infer_type = settings.infer_type
+    chosen = None
+    if settings.per_proc_gpus == AUTO_GPUS:
+        chosen = memory.choose_gpus(settings)
+        settings = settings.model_copy(update={"per_proc_gpus": chosen})
     if not is_running:
         dispatcher = GPUDispatcher.for_settings(settings)
         _check_quorum(settings, len(dispatcher.slices))
         _check_port(settings)
         infer_type = infer_type or default_infer_type(dispatcher)
+    # Before the engine's own check, which takes many seconds.
+    warning = memory.judge(settings, settings.per_proc_gpus) if infer_type == "vllm" else None
     import_engine(infer_type).check(settings, settings.per_proc_gpus)
+    return Outcome(warning, chosen)
 
 
 def with_engine(settings: Settings, dispatcher: GPUDispatcher) -> Settings:
@@ -153,10 +175,14 @@ def main() -> int:
     """Check this process's environment."""
     try:
         with _silence():
-            check(read_settings(), is_running=sys.argv[1:] == ["--running"])
+            outcome = check(read_settings(), is_running=sys.argv[1:] == ["--running"])
     except ConfigError as error:
         print(f"gpupool: error: {error}", file=sys.stderr)
         return EXIT_REFUSED
+    if outcome.warning:
+        print(f"gpupool: warning: {outcome.warning}", file=sys.stderr)
+    if outcome.chosen_gpus is not None:
+        print(outcome.chosen_gpus)
     return 0
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gpupool import load_times
+from gpupool import calibration, load_times
 from gpupool.engines.base import Engine, Report
 from gpupool.errors import Unavailable
 from gpupool.gpus import Gpu
@@ -87,6 +87,7 @@ class Replica:
         self.enter("ready")
         log.info("model load finished worker=%d seconds=%.1f", self.slot, seconds)
         load_times.write(load, seconds)
+        calibration.remember(settings, gpu_slice, engine.model)
 
     def report(self, phase: str, fraction: float | None = None) -> None:
         """How far the load is; logged whenever the phase changes."""

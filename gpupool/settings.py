@@ -25,6 +25,9 @@ from gpupool.errors import ConfigError
 from gpupool.keys import read_key_file
 from gpupool.nearest import nearest_hint
 
+AUTO_GPUS = 0
+"""per_proc_gpus as long as nobody has chosen: only the preflight ever sees it."""
+
 ENGINE_NAMES = ("vllm", "transformers", "llama_cpp")
 
 
@@ -48,9 +51,10 @@ class Settings(BaseSettings):
     )
     per_proc_gpus: int = Field(
         default=1,
-        ge=1,
+        ge=0,
         validation_alias=_ancestor("PER_PROC_GPUS", "per_proc_gpus"),
-        description="GPUs per worker; on a machine without GPUs only 1 is possible",
+        description="GPUs per worker, or auto: as few as the model fits; on a machine without GPUs "
+        "only 1 is possible",
     )
     infer_type: str = Field(
         default="",
@@ -164,6 +168,11 @@ class Settings(BaseSettings):
         description="a load that takes longer is ended and tried again; 0: no limit, for a first "
         "download that takes hours",
     )
+    memory_plan: str = Field(
+        default="refuse",
+        description="when the model certainly does not fit the GPUs: refuse, warn or off",
+        json_schema_extra={"metavar": "WHAT"},
+    )
     lock_dir: Path | None = Field(
         default=None,
         description="directory of the GPU leases, shared by all services and users",
@@ -202,6 +211,22 @@ class Settings(BaseSettings):
             f"{value!r} is no engine{nearest_hint(name, ENGINE_NAMES)}; "
             f"use {', '.join(ENGINE_NAMES)} or package.module:EngineClass"
         )
+
+    @field_validator("per_proc_gpus", mode="before")
+    @classmethod
+    def _auto_is_nobodys_number(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.strip().lower() == "auto":
+            return AUTO_GPUS
+        if str(value).strip() == "0":
+            raise ValueError("use a number from 1 up, or auto")
+        return value
+
+    @field_validator("memory_plan")
+    @classmethod
+    def _known_plan(cls, value: str) -> str:
+        if value not in ("refuse", "warn", "off"):
+            raise ValueError(f"{value!r} is none of refuse, warn and off")
+        return value
 
     @field_validator("engine_args", mode="before")
     @classmethod

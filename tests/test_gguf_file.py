@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpupool.engines.gguf_file import find_gguf, read_gguf
 from gpupool.errors import ConfigError
+from gpupool.gguf_file import find_gguf, read_gguf
 from tests.demo_model import gguf_path
 
 

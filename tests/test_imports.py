@@ -27,7 +27,15 @@ CHECKS = VALUES | {
     "gpupool.api.openai.content",
     "gpupool.api.openai.grammars",
 }
+PLANNER = {"gpupool.planner", "gpupool.errors", "gpupool.nearest"}
+PLANNER |= {
+    f"gpupool.planner.{name}"
+    for name in ("model", "fields", "dtypes", "families", "weights", "vision", "config")
+}
+FITTING = PLANNER | {f"gpupool.planner.{name}" for name in ("kv_cache", "split", "fit", "advice")}
 PURE: dict[str, set[str]] = {
+    "gpupool.planner.config": PLANNER,
+    **dict.fromkeys(sorted(FITTING - {"gpupool.nearest"}), FITTING),
     "gpupool.backoff": set(),
     "gpupool.balancer": set(),
     "gpupool.watchdog": {"gpupool.procfs"},

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gpupool.engines.gguf_file import GgufModel
 from gpupool.engines.llama_cpp_arguments import ALIASES, FLAGS, OURS, parse_engine_args
 from gpupool.engines.llama_cpp_defaults import GPU_SLOTS, make_params
 from gpupool.errors import ConfigError
+from gpupool.gguf_file import GgufModel
 from gpupool.gpus import Gpu
 from gpupool.partition import Slice
 
@@ -129,7 +129,7 @@ def test_slots_of_a_slice_count_all_its_gpus(model: GgufModel) -> None:
 
 
 def test_given_arguments_win(model: GgufModel) -> None:
-    given = {"n_ctx": 999, "n_parallel": 3, "n_batch": 64, "verbosity": 4}
+    given = {"n_ctx": 999, "n_parallel": 3, "n_batch": 16, "verbosity": 4}
     params = make_params(given, model, CPU_SLICE)
     assert {name: params[name] for name in given} == given
-    assert params["n_ubatch"] == 64
+    assert params["n_ubatch"] == 16

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gpupool.engines.base import SamplingParams
-from gpupool.engines.gguf_file import GgufModel
 from gpupool.engines.llama_cpp_segment import NO_SEED, Segment, fold_seed, plan_segment
 from gpupool.engines.llama_cpp_slots import Slot, SlotTable, num_common
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
+from gpupool.gguf_file import GgufModel
 
 
 def plan(prompt: Sequence[int], generated: Sequence[int], **params: Any) -> Segment:

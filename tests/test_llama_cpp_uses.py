@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gpupool.engines.gguf_file import GgufModel
 from gpupool.engines.llama_cpp_arguments import parse_engine_args
 from gpupool.engines.llama_cpp_defaults import make_params
 from gpupool.engines.llama_cpp_uses import Uses, uses_of
 from gpupool.errors import ConfigError
+from gpupool.gguf_file import GgufModel
 from gpupool.partition import Slice
 
 TEXTS = {"general.architecture": "llama", "llama.context_length": 4096}

@@ -144,6 +144,7 @@ class ModelInfo:
     slots: int  # sequences that run in one batch; more wait inside the engine
     dtype: str = "auto"
     generates: bool = True  # False: it only embeds, ranks or classifies
+    kv_cache_tokens: int | None = None  # room for them in requests of context_tokens, if it tells
 
 
 class Engine(Protocol):

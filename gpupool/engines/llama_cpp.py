@@ -27,7 +27,6 @@ from gpupool.engines.base import (
     Scored,
     Sink,
 )
-from gpupool.engines.gguf_file import find_gguf, read_gguf
 from gpupool.engines.llama_cpp_arguments import parse_engine_args
 from gpupool.engines.llama_cpp_child import LlamaChild
 from gpupool.engines.llama_cpp_client import LlamaClient
@@ -45,6 +44,7 @@ from gpupool.engines.outlet import Outlet
 from gpupool.engines.request_loop import RequestLoop
 from gpupool.engines.warm_up import run_once
 from gpupool.errors import ConfigError, EngineError
+from gpupool.gguf_file import find_gguf, read_gguf
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpupool.engines.gguf_file import GgufModel
 from gpupool.engines.llama_cpp_server import EXIT_NO_MODEL
 from gpupool.engines.private_folder import PrivateFolder
+from gpupool.gguf_file import GgufModel
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from gpupool.engines.gguf_file import GgufModel
 from gpupool.engines.llama_cpp_arguments import ALL_LAYERS, Params
 from gpupool.engines.llama_cpp_uses import RANK
+from gpupool.gguf_file import GgufModel
 from gpupool.partition import Slice
 
 CONTEXT_PER_SLOT = 4096

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpupool.engines.gguf_file import GgufModel
 from gpupool.errors import ConfigError
+from gpupool.gguf_file import GgufModel
 
 RANK = "LLAMA_POOLING_TYPE_RANK"
 HEAD = "cls"

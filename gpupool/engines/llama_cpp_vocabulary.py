@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import cache, lru_cache
 
-from gpupool.engines.gguf_file import GgufModel
+from gpupool.gguf_file import GgufModel
 
 CONTROL, BYTE = 3, 6  # values of tokenizer.ggml.token_type
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes one

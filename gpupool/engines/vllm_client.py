@@ -55,6 +55,7 @@ async def describe(client: Any, name: str) -> ModelInfo:
         slots=config.scheduler_config.max_num_seqs * replicas,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         generates="generate" in await client.get_supported_tasks(),
+        kv_cache_tokens=config.cache_config.kv_cache_size_tokens,
     )
 
 

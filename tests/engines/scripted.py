@@ -1,7 +1,8 @@
 """A well-behaved engine without a model: answers each token of the prompt in turn, in one batch.
 
 A token is a character. Engine arguments: --load-s, --token-s (time of one step of the batch),
---slots, --context. A prompt that begins with ~ gets a token only at every tenth step.
+--slots, --context, --kv-cache-tokens (room that it says it has). A prompt that begins with ~ gets a
+token only at every tenth step.
 """
 
 from __future__ import annotations
@@ -54,8 +55,15 @@ class ScriptedEngine:
         parser.add_argument("--token-s", type=float, default=0.001)
         parser.add_argument("--slots", type=int, default=4)
         parser.add_argument("--context", type=int, default=1000)
+        parser.add_argument("--kv-cache-tokens", type=int)
         self.options = parser.parse_args(settings.engine_args)
-        self.model = ModelInfo(settings.model_name, self.options.context, 256, self.options.slots)
+        self.model = ModelInfo(
+            settings.model_name,
+            self.options.context,
+            256,
+            self.options.slots,
+            kv_cache_tokens=self.options.kv_cache_tokens,
+        )
         self._waiting: deque[tuple[str, _Sequence]] = deque()
         self._running: dict[str, _Sequence] = {}
         self._changed = threading.Condition()

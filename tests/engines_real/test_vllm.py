@@ -29,6 +29,8 @@ from gpupool.engines.base import (
 from gpupool.engines.vllm import VllmEngine
 from gpupool.errors import BadRequest, Cancelled, EngineDead, EngineError
 from gpupool.partition import Slice
+from gpupool.planner.checkpoint import read_checkpoint
+from gpupool.planner.kv_cache import Cache
 from gpupool.settings import Settings
 from tests.demo_model import model_folder
 from tests.engines_real.best_tokens import check_best_tokens
@@ -518,3 +520,11 @@ def test_best_tokens_of_a_full_context_are_all_there(engine: VllmEngine) -> None
     found = ask(lambda i, sink: engine.score(i, [5] * CONTEXT, sink, 2)).last()
     assert isinstance(found, Scored)
     assert [len(top) for top in found.top] == [2] * (CONTEXT - 1)
+
+
+def test_the_planner_finds_room_for_as_many_tokens_as_vllm_logs(engine: VllmEngine) -> None:
+    config = engine.client.vllm_config.cache_config
+    model = read_checkpoint(str(model_folder())).subject.model
+    cache = Cache(model, value_bytes=4, block_size=config.block_size)
+    planned = cache.num_tokens(engine.args.kv_cache_memory_bytes, CONTEXT)
+    assert planned == config.kv_cache_size_tokens  # the number in its log line

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model, read from its first bytes (preflight, worker).
+"""What a GGUF file says of its model, read from its first bytes (preflight, worker, planner).
 
 Format: ggml's docs/gguf.md. Imports no engine library.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +132,7 @@ def read_gguf(files: tuple[Path, ...]) -> GgufModel:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             reader = _Reader(data)
             metadata = dict(reader.pairs())
-            tensors = frozenset(reader.tensors())
+            tensors = frozenset(tensor.name for tensor in reader.tensors())
     except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(
             f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
@@ -140,8 +142,36 @@ def read_gguf(files: tuple[Path, ...]) -> GgufModel:
     return GgufModel(files, metadata, tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of a GGUF file, without its values."""
+
+    name: str
+    num_values: int
+    kind: int  # ggml's number of the type
+
+
+def read_tensors(files: tuple[Path, ...]) -> tuple[GgufTensor, ...]:
+    """What tensors the parts hold; ConfigError when a file is cut off within its header."""
+    found: list[GgufTensor] = []
+    for path in files:
+        try:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
+                reader = _Reader(data)
+                deque(reader.pairs(), maxlen=0)
+                found.extend(reader.tensors())
+        except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
+            raise ConfigError(
+                f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
+            ) from None
+    return tuple(found)
+
+
 class _Reader:
-    """Walks the key-value pairs and then the tensors' names once, front to back."""
+    """Walks the key-value pairs once, front to back, then the tensors."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -165,11 +195,14 @@ class _Reader:
             else:
                 yield key, self._number(kind)
 
-    def tensors(self) -> Iterator[str]:
+    def tensors(self) -> Iterator[GgufTensor]:
+        """Only after all pairs."""
         for _ in range(self._num_tensors):
-            yield self._bytes().decode()
-            num_dimensions = self._number(4)
-            self._at += 8 * num_dimensions + 4 + 8  # the dimensions, the type and where it lies
+            name = self._bytes().decode()
+            sizes = [self._number(10) for _ in range(self._number(4))]
+            kind = self._number(4)
+            self._number(10)  # where its values are
+            yield GgufTensor(name, prod(sizes), kind)
 
     def _number(self, kind: int) -> Any:
         (value,) = struct.unpack_from(f"<{FORMATS[kind]}", self._data, self._at)
