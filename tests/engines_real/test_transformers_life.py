@@ -70,10 +70,12 @@ def test_more_sequences_than_slots_all_end(client: Client) -> None:
     assert len([completion_of(answer) for answer in answers]) == 3 * SLOTS
 
 
+@pytest.mark.slow
 def test_sequences_that_outgrow_the_cache_are_what_they_are_alone(client: Client) -> None:
     """The cache holds two of them to the end; the others are taken out and begun again."""
     prompt = client.tokens("one two three four five six seven " * 40)[:250]
-    params: dict[str, Any] = {"max_tokens": 280, "ignore_eos": True, "temperature": 1.0}
+    # Without the improbable tokens, between which the rounding of a batch may decide.
+    params: dict[str, Any] = {"max_tokens": 280, "ignore_eos": True, "top_p": 0.5}
     answers = [client.start(prompt, **params, seed=seed, logprobs=0) for seed in range(3)]
     together = [completion_of(answer) for answer in answers]
     assert [len(found.token_ids) for found in together] == [280] * 3
