@@ -8,7 +8,6 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -37,12 +36,21 @@ SPLIT_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 
 
 @dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of a GGUF file, without its values."""
+
+    name: str
+    num_values: int
+    kind: int  # ggml's number of the type
+
+
+@dataclass(frozen=True, slots=True)
 class GgufModel:
     """A model's files and metadata; of the arrays only the vocabulary's are kept."""
 
     files: tuple[Path, ...]  # the parts of a split model in order
     metadata: dict[str, Any] = field(repr=False)
-    tensors: frozenset[str] = field(repr=False, default=frozenset())  # names, of the first part
+    tensors: tuple[GgufTensor, ...] = field(repr=False, default=())  # of the first part
 
     @property
     def path(self) -> Path:
@@ -61,7 +69,9 @@ class GgufModel:
 
     def has_tensors(self, part: str) -> bool:
         """Whether the model has a part of this name; of a split model, whether it may have."""
-        return len(self.files) > 1 or any(name.startswith(f"{part}.") for name in self.tensors)
+        return len(self.files) > 1 or any(
+            tensor.name.startswith(f"{part}.") for tensor in self.tensors
+        )
 
     def value(self, key: str, default: int) -> int:
         """A number of the architecture, such as "block_count"; lists of numbers by their
@@ -128,46 +138,27 @@ def _parts(path: Path, asked: str) -> tuple[Path, ...]:
 def read_gguf(files: tuple[Path, ...]) -> GgufModel:
     """Read the metadata; ConfigError when the file is cut off or of an unknown version."""
     path = files[0]
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            reader = _Reader(data)
-            metadata = dict(reader.pairs())
-            tensors = frozenset(tensor.name for tensor in reader.tensors())
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(
-            f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
-        ) from None
+    metadata, tensors = _read_header(path)
     if "general.architecture" not in metadata:
         raise ConfigError(f"{str(path)!r} names no architecture; it is not a model for llama.cpp")
     return GgufModel(files, metadata, tensors)
 
 
-@dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """One tensor of a GGUF file, without its values."""
-
-    name: str
-    num_values: int
-    kind: int  # ggml's number of the type
+def all_tensors(model: GgufModel) -> tuple[GgufTensor, ...]:
+    """Those of the other parts too; ConfigError when a part is cut off within its header."""
+    others = (tensor for file in model.files[1:] for tensor in _read_header(file)[1])
+    return (*model.tensors, *others)
 
 
-def read_tensors(files: tuple[Path, ...]) -> tuple[GgufTensor, ...]:
-    """What tensors the parts hold; ConfigError when a file is cut off within its header."""
-    found: list[GgufTensor] = []
-    for path in files:
-        try:
-            with (
-                path.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            ):
-                reader = _Reader(data)
-                deque(reader.pairs(), maxlen=0)
-                found.extend(reader.tensors())
-        except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
-            raise ConfigError(
-                f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
-            ) from None
-    return tuple(found)
+def _read_header(path: Path) -> tuple[dict[str, Any], tuple[GgufTensor, ...]]:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            reader = _Reader(data)
+            return dict(reader.pairs()), tuple(reader.tensors())
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(
+            f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
+        ) from None
 
 
 class _Reader:

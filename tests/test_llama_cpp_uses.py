@@ -10,12 +10,18 @@ from gpupool.engines.llama_cpp_arguments import parse_engine_args
 from gpupool.engines.llama_cpp_defaults import make_params
 from gpupool.engines.llama_cpp_uses import Uses, uses_of
 from gpupool.errors import ConfigError
-from gpupool.gguf_file import GgufModel
+from gpupool.gguf_file import GgufModel, GgufTensor
 from gpupool.partition import Slice
 
 TEXTS = {"general.architecture": "llama", "llama.context_length": 4096}
 ENCODER = {"general.architecture": "bert", "bert.attention.causal": False}
-HEAD = frozenset({"token_embd.weight", "cls.output.weight"})
+
+
+def tensors(*names: str) -> tuple[GgufTensor, ...]:
+    return tuple(GgufTensor(name, num_values=1, kind=0) for name in names)
+
+
+HEAD = tensors("token_embd.weight", "cls.output.weight")
 FILE = (Path("model.gguf"),)
 
 
@@ -40,7 +46,7 @@ def test_arguments_and_model_say_what_it_is_for(
 
 
 def test_a_model_without_a_head_cannot_rank() -> None:
-    model = GgufModel(FILE, TEXTS, frozenset({"token_embd.weight", "output.weight"}))
+    model = GgufModel(FILE, TEXTS, tensors("token_embd.weight", "output.weight"))
     with pytest.raises(ConfigError, match="model.gguf.*nothing to rank with"):
         uses("--reranking", model)
 

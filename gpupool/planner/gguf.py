@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpupool.errors import ConfigError
-from gpupool.gguf_file import GgufModel, GgufTensor, find_gguf, read_gguf, read_tensors
+from gpupool.gguf_file import GgufModel, GgufTensor, all_tensors, find_gguf, read_gguf
 from gpupool.planner.config import read_config
 from gpupool.planner.fit import Stored
 from gpupool.planner.model import Model
@@ -102,7 +102,7 @@ def is_gguf(name: str) -> bool:
 def read_model(name: str) -> tuple[Model, Stored, dict[str, int]]:
     """The model, its bytes, and its bytes by type; ConfigError as find_gguf and read_gguf."""
     found = read_gguf(find_gguf(name))
-    tensors = read_tensors(found.files)
+    tensors = all_tensors(found)
     by_type = bytes_by_type(tensors)
     config = as_config(found, has_head=any(t.name == "output.weight" for t in tensors))
     stored = Stored(sum(by_type.values()), sum(tensor.num_values for tensor in tensors))
