@@ -55,7 +55,7 @@ def judge(settings: Settings, per_proc_gpus: int) -> str | None:
     except Exception as error:  # a configuration that no planner has seen is no reason not to start
         return f"whether the model fits is not known: the planner failed ({error!r})"
     if not plan.options:
-        return "; ".join(why for _, why in plan.refusals)
+        return plan.why_impossible
     return _judge(settings, plan, plan.options[0])
 
 
@@ -104,7 +104,7 @@ def _quantized(subject: Subject, method: str | None) -> Subject:
 def _explain(plan: Plan) -> str:
     """One line: what does not fit, by how much, and what would help."""
     if not plan.options:
-        return "; ".join(why for _, why in plan.refusals)
+        return plan.why_impossible
     found, card = plan.options[-1].fit, plan.machine.smallest
     may = "may not" if found.verdict is Verdict.TIGHT else "does not"
     text = (

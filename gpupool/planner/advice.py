@@ -79,9 +79,10 @@ class Plan:
     context: Option | None
     remedies: tuple[Remedy, ...]
 
-    def option(self, num_gpus: int) -> Option | None:
-        """The option with so many GPUs per worker."""
-        return next((found for found in self.options if found.fit.num_gpus == num_gpus), None)
+    @property
+    def why_impossible(self) -> str:
+        """Of every size that is not possible, in one line."""
+        return "; ".join(why for _, why in self.refusals)
 
 
 def make_plan(

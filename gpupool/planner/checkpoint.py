@@ -13,11 +13,7 @@ from gpupool.errors import ConfigError
 from gpupool.planner import gguf, hub
 from gpupool.planner.advice import Subject
 from gpupool.planner.config import read_config
-from gpupool.planner.families import FAMILIES, LLAMA
-from gpupool.planner.fields import Fields
-from gpupool.planner.fit import Stored
 from gpupool.planner.tensors import Tensor, bytes_by_dtype, in_memory, read_folder, read_json
-from gpupool.planner.weights import is_tied
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +69,5 @@ def _described(
     model = read_config(config, dtype=dtype)
     if not tensors:
         return Checkpoint(Subject(model_name, model), "config.json alone", {})
-    fields = Fields(config).text_model()
-    stored: Stored = in_memory(
-        tensors,
-        model.dtype,
-        fields.size("num_hidden_layers"),
-        is_tied=is_tied(fields, FAMILIES.get(model.family, LLAMA)),
-    )
+    stored = in_memory(tensors, model.dtype, model.num_layers, is_tied=model.is_tied)
     return Checkpoint(Subject(model_name, model, stored), source, bytes_by_dtype(tensors))

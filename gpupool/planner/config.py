@@ -15,6 +15,7 @@ from gpupool.planner.weights import (
     attention_parts,
     attentions,
     feed_forward_parts,
+    is_tied,
     norm_part,
     read_shape,
     vocabulary_parts,
@@ -58,6 +59,7 @@ def read_config(config: Mapping[str, Any], *, dtype: str = "auto") -> Model:
         max_positions=_max_positions(fields, name),
         dtype=dtype if dtype != "auto" else _own_dtype(whole, fields),
         quantization=quantization,
+        is_tied=is_tied(fields, family),
         doubts=tuple(_doubts(fields, name, quantization)),
     )
 
@@ -103,18 +105,15 @@ def _widest(fields: Fields, shape: Shape) -> int:
     """The feed-forward width that one token goes through: its experts together."""
     if not fields.count("num_experts"):
         return shape.intermediate
-    width = fields.count("moe_intermediate_size") or shape.intermediate
     active = fields.count("num_experts_per_tok") or 1
-    shared = fields.count("shared_expert_intermediate_size")
-    shared = shared or fields.count("n_shared_experts") * width
-    return active * width + shared
+    return active * shape.expert_width + shape.shared_width
 
 
 def _shard_sizes(fields: Fields, shape: Shape) -> tuple[int, ...]:
     """Widths that tensor parallelism divides."""
     if not fields.count("num_experts"):
         return (shape.intermediate,)
-    width = fields.count("moe_intermediate_size") or shape.intermediate
+    width = shape.expert_width
     return tuple(dict.fromkeys((width, fields.count("shared_expert_intermediate_size") or width)))
 
 

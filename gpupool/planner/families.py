@@ -33,6 +33,8 @@ class Family:
 
 
 LLAMA = Family()
+QWEN2 = Family(qkv_bias=True, out_bias=False, mlp_bias=False, window="late")
+QWEN3 = Family(has_head_norms=True, window="late")
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -44,12 +46,12 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": LLAMA,
     "deepseek_v3": LLAMA,
     "kimi_k2": LLAMA,
-    "qwen2": Family(qkv_bias=True, out_bias=False, mlp_bias=False, window="late"),
-    "qwen2_vl": Family(qkv_bias=True, out_bias=False, mlp_bias=False, window="late"),
-    "qwen2_5_vl": Family(qkv_bias=True, out_bias=False, mlp_bias=False, window="late"),
-    "qwen2_moe": Family(qkv_bias=True, out_bias=False, mlp_bias=False, window="late"),
-    "qwen3": Family(has_head_norms=True, window="late"),
-    "qwen3_moe": Family(has_head_norms=True, window="late"),
+    "qwen2": QWEN2,
+    "qwen2_vl": QWEN2,
+    "qwen2_5_vl": QWEN2,
+    "qwen2_moe": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3_moe": QWEN3,
     "gemma": Family(is_tied=True),
     "gemma2": Family(is_tied=True, num_norms=4, window="alternate"),
     "gemma3": Family(is_tied=True, num_norms=4, has_head_norms=True, window="pattern"),
@@ -113,7 +115,6 @@ FAMILIES: dict[str, Family] = {
         is_tied=True,
     ),
 }
-FAMILIES |= {"gemma3_text": FAMILIES["gemma3"]}
 
 LLAMA_SIZES = {
     "hidden_size": 4096,

@@ -54,7 +54,6 @@ TYPES: dict[int, tuple[str, int, int]] = {
 
 FAMILIES = {
     "gptneox": "gpt_neox",
-    "gemma3": "gemma3_text",
     "phi2": "phi",
     "command-r": "cohere",
     "qwen2moe": "qwen2_moe",

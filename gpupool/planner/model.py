@@ -62,6 +62,7 @@ class Model:
     max_positions: int
     dtype: str  # of what is not quantised
     quantization: Quantization | None = None
+    is_tied: bool = False  # the head is the embedding
     is_layered: bool = False  # each GPU has some of the layers (llama.cpp), not some of each
     doubts: tuple[str, ...] = ()  # what the configuration leaves open, as sentences
 

@@ -124,8 +124,9 @@ def _by_how_much(plan: Plan) -> str:
     if best.num_replicas == 0:
         return f": {best.fit.num_gpus} GPUs per worker are more than there are"
     found = best.fit
-    missing = found.weights_bytes + found.request_bytes + found.overhead_bytes - found.budget_bytes
-    return f": with {found.num_gpus} GPU(s) per worker {gib(missing)} are missing on each"
+    return (
+        f": with {found.num_gpus} GPU(s) per worker {gib(found.missing_bytes)} are missing on each"
+    )
 
 
 def _full_length(plan: Plan) -> int:

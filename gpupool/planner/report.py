@@ -146,7 +146,6 @@ def _configuration(plan: Plan, option: Option) -> dict[str, Any]:
 
 def _trouble(plan: Plan) -> str:
     if not plan.options:
-        return "; ".join(why for _, why in plan.refusals)
+        return plan.why_impossible
     found = plan.options[-1].fit
-    missing = found.weights_bytes + found.request_bytes + found.overhead_bytes - found.budget_bytes
-    return f"{missing / GB:.1f} GB are missing on each of {found.num_gpus} GPU(s)"
+    return f"{found.missing_bytes / GB:.1f} GB are missing on each of {found.num_gpus} GPU(s)"

@@ -23,6 +23,8 @@ class Shape:
     num_kv_heads: int
     head_size: int
     intermediate: int
+    expert_width: int  # of one expert
+    shared_width: int  # of all shared experts together; 0: none
     vocab: int
 
     @property
@@ -43,13 +45,18 @@ def read_shape(fields: Fields, family: str) -> Shape:
     if family == "gpt_oss":
         default = 64
     wide = 4 * hidden if family in ("gpt2", "falcon", "phi") else None
+    intermediate = fields.size("intermediate_size", wide)
+    expert_width = fields.count("moe_intermediate_size") or intermediate
+    shared_width = fields.count("shared_expert_intermediate_size")
     return Shape(
         hidden=hidden,
         num_layers=fields.size("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(fields, family, num_heads),
         head_size=fields.count("head_dim") or default,
-        intermediate=fields.size("intermediate_size", wide),
+        intermediate=intermediate,
+        expert_width=expert_width,
+        shared_width=shared_width or fields.count("n_shared_experts") * expert_width,
         vocab=fields.size("vocab_size"),
     )
 
@@ -101,10 +108,8 @@ def feed_forward_parts(fields: Fields, family: Family, shape: Shape) -> list[Par
     num_experts, hidden = fields.count("num_experts"), shape.hidden
     has = has_bias(fields, family.mlp_bias)
     num_sparse = _num_sparse(fields, shape.num_layers) if num_experts else 0
-    width = fields.count("moe_intermediate_size") or shape.intermediate
-    shared = fields.count("shared_expert_intermediate_size")
-    shared_gate = hidden if shared else 0
-    shared = shared or fields.count("n_shared_experts") * width
+    width = shape.expert_width
+    shared_gate = hidden if fields.count("shared_expert_intermediate_size") else 0
     num_dense = shape.num_layers - num_sparse
     routed = _matrices(family, hidden, width) * num_experts
     biases = _biases(family, hidden, width) * has * num_experts * num_sparse
@@ -118,7 +123,7 @@ def feed_forward_parts(fields: Fields, family: Family, shape: Shape) -> list[Par
         Part("expert biases", biases, Split.EVEN),
         Part(
             "shared experts",
-            _matrices(family, hidden, shared) * num_sparse,
+            _matrices(family, hidden, shape.shared_width) * num_sparse,
             Split.EVEN,
             is_linear=True,
         ),
