@@ -11,7 +11,15 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
+from gpupool.commands.doctor import doctor
+from gpupool.commands.leases import leases
+from gpupool.commands.logs import logs
 from gpupool.commands.plan import plan
+from gpupool.commands.query import query
+from gpupool.commands.restart import restart
+from gpupool.commands.run import run
+from gpupool.commands.status import status
+from gpupool.commands.stop import stop
 from gpupool.errors import ConfigError
 
 EXIT_REFUSED = 2
@@ -32,7 +40,18 @@ def _commands(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-app.command(epilog="example: gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct")(plan)
+for command, example in (
+    (run, "gpupool run -f examples/demo.yaml"),
+    (stop, "gpupool stop"),
+    (status, "gpupool status --watch"),
+    (restart, "gpupool restart small"),
+    (logs, "gpupool logs -f small --worker 0"),
+    (query, 'gpupool query small "What is the capital of France?"'),
+    (leases, "gpupool leases"),
+    (doctor, "gpupool doctor -f examples/demo.yaml"),
+    (plan, "gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct"),
+):
+    app.command(epilog=f"example: {example}")(command)
 
 
 def main() -> None:

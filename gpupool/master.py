@@ -23,6 +23,7 @@ from gpupool.attendant import Attendant
 from gpupool.backoff import QUICK_S, Backoff
 from gpupool.gpu_guard import GpuGuard
 from gpupool.life import End, Life
+from gpupool.log_keeper import LogKeeper
 from gpupool.notify import TEARDOWN_S, Notifier
 from gpupool.refused_signals import RefusedSignals
 from gpupool.reload import Edition
@@ -302,7 +303,7 @@ def adopt(
         arbiter.kill_worker,
         patience_s=settings.graceful_timeout_s + TEARDOWN_S,
     )
-    arbiter.attendants = (arbiter.notifier, guard)
+    arbiter.attendants = (arbiter.notifier, guard, LogKeeper.from_environment())
     arbiter.backoff = Backoff(scoreboard.num_slots)
     arbiter.reloader = Reloader(arbiter, Edition(settings, arbiter.cfg, arbiter.app.app_uri))
     arbiter.lives = {}

@@ -121,6 +121,15 @@ def _check_port(settings: Settings) -> None:
             raise ConfigError(_explain_bind(settings, error)) from None
 
 
+def port_refusal(settings: Settings) -> str | None:
+    """Why a pool with these settings could not listen now, or None."""
+    try:
+        _check_port(settings)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _explain_bind(settings: Settings, error: OSError) -> str:
     where = f"--port (PORT) is {settings.port} on --host {settings.host!r}"
     if error.errno == errno.EADDRINUSE:

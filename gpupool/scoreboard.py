@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from gpupool.balancer import UNKNOWN_RUN_S
 from gpupool.key_use import KeyUse
+from gpupool.reload_journal import ReloadJournal
 from gpupool.totals import PoolTotals
 from gpupool.vitals import Vitals
 
@@ -117,6 +118,7 @@ class Scoreboard:
         self.totals = PoolTotals(num_rows)
         self.vitals = Vitals(num_rows)
         self.key_use = KeyUse(num_rows)
+        self.reloads = ReloadJournal()
         handed_over = ctypes.c_uint64 * num_rows * num_rows
         size = ctypes.sizeof(Row) * num_rows
         self._memory = mmap.mmap(-1, size + ctypes.sizeof(handed_over))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -280,18 +281,23 @@ class Settings(BaseSettings):
 
 def read_settings(**overrides: Any) -> Settings:
     """The settings of this process's environment; ConfigError names flag, value and remedy."""
-    _refuse_unknown_variables()
+    refuse_unknown_variables()
     path = os.environ.get("GPUPOOL_CONFIG")
     if path and not Path(path).is_file():
         raise ConfigError(f"--config {path!r}: no such file; give the path of a YAML file")
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain_refusal(error)) from None
     except Exception as error:  # the YAML parser's own errors have no common base we may import
         if not path:
             raise
         raise ConfigError(f"--config {path!r} is not valid YAML: {_one_line(error)}") from None
+
+
+def asked_run_dir() -> str:
+    """Where `gpupool run` keeps what it knows of its pools, if that was said."""
+    return os.environ.get("GPUPOOL_RUN_DIR", "")
 
 
 def env_name(field: str) -> str:
@@ -302,9 +308,10 @@ def env_name(field: str) -> str:
     return f"GPUPOOL_{field.upper()}"
 
 
-def _refuse_unknown_variables() -> None:
+def refuse_unknown_variables(environ: Mapping[str, str] = os.environ) -> None:
+    """ConfigError for a variable that looks like a setting and is none."""
     known = {env_name(field) for field in Settings.model_fields} | INTERNAL_VARIABLES
-    for name in os.environ:
+    for name in environ:
         if name.startswith("GPUPOOL_") and name not in known:
             raise ConfigError(
                 f"environment variable {name} is not a setting{nearest_hint(name, known)}; "
@@ -312,11 +319,14 @@ def _refuse_unknown_variables() -> None:
             )
 
 
-INTERNAL_VARIABLES = frozenset({"GPUPOOL_CHECKED", "GPUPOOL_LEASE"})
-"""Set by our own processes for their children; not settings."""
+INTERNAL_VARIABLES = frozenset(
+    {"GPUPOOL_CHECKED", "GPUPOOL_LEASE", "GPUPOOL_LOG_FILE", "GPUPOOL_RUN_DIR"}
+)
+"""Set by our own processes for their children, but for the last (docs/cli.md); not settings."""
 
 
-def _explain(error: ValidationError) -> str:
+def explain_refusal(error: ValidationError) -> str:
+    """One line: the flag, what it is, why that cannot be."""
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
