@@ -1,10 +1,13 @@
-"""The tables of the documentation, made from the code: `python docs/tables.py` writes them.
+"""The tables of the documentation and the schema of pool.yaml, made from the code.
+
+`python docs/tables.py` writes them.
 
 A developer's tool, not part of the package. tests/test_docs.py fails when a table is old.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +21,7 @@ from gpupool.capabilities import ENGINES, FEATURES  # noqa: E402
 from gpupool.engines.catalog import import_engine  # noqa: E402
 from gpupool.flags import flags  # noqa: E402
 from gpupool.metrics import pool_families  # noqa: E402
+from gpupool.pools.schema import make_schema  # noqa: E402
 from gpupool.scoreboard import Scoreboard  # noqa: E402
 from gpupool.settings import Settings  # noqa: E402
 from gpupool.vitals import GpuUse, Use  # noqa: E402
@@ -116,8 +120,17 @@ def rendered(path: Path) -> str:
     return text
 
 
+SCHEMA = ROOT / "docs" / "pool.schema.json"
+
+
+def rendered_schema() -> str:
+    """The schema as it is kept."""
+    return json.dumps(make_schema(), indent=2) + "\n"
+
+
 def main() -> None:
-    """Write every table."""
+    """Write every table, and the schema."""
+    SCHEMA.write_text(rendered_schema())
     for path in {home for home, _ in TABLES.values()}:
         path.write_text(rendered(path))
 

@@ -1,67 +1,71 @@
 """The `gpupool` command (a process of its own): puts the commands of gpupool/commands/ together.
 
 Flags are spelled as those of start_gunicorn.sh, with underscores or hyphens. Imports no torch and
-no engine.
+no engine, and of the commands only the one that is asked for.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 import typer
 from typer.exceptions import Abort, TyperException
 
-from gpupool.commands.doctor import doctor
-from gpupool.commands.leases import leases
-from gpupool.commands.logs import logs
-from gpupool.commands.plan import plan
-from gpupool.commands.query import query
-from gpupool.commands.restart import restart
-from gpupool.commands.run import run
-from gpupool.commands.status import status
-from gpupool.commands.stop import stop
 from gpupool.errors import ConfigError
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
-app = typer.Typer(
-    invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its tables cut the names of flags
-    epilog="exit codes: 0 done, 1 the answer is no, 2 refused (one line says why), 130 Ctrl-C",
-)
+EXAMPLES = {
+    "run": "gpupool run -f examples/demo.yaml",
+    "stop": "gpupool stop",
+    "status": "gpupool status --watch",
+    "restart": "gpupool restart small",
+    "logs": "gpupool logs -f small --worker 0",
+    "query": 'gpupool query small "What is the capital of France?"',
+    "leases": "gpupool leases",
+    "doctor": "gpupool doctor -f examples/demo.yaml",
+    "plan": "gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct",
+}
+"""Every command: gpupool/commands/NAME.py has a function of this name."""
+
+CODES = "exit codes: 0 done, 1 the answer is no, 2 refused (one line says why), 130 Ctrl-C"
 
 
-@app.callback()
-def _commands(context: typer.Context) -> None:
-    """One model on every GPU of a machine."""
+def build(names: Sequence[str] = tuple(EXAMPLES)) -> typer.Typer:
+    """The command line with these commands."""
+    app = typer.Typer(
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # its tables cut the names of flags
+        epilog=CODES,
+    )
+    app.callback()(_help)
+    for name in names:
+        command = getattr(import_module(f"gpupool.commands.{name}"), name)
+        app.command(name, epilog=f"example: {EXAMPLES[name]}")(command)
+    return app
+
+
+def _help(context: typer.Context) -> None:
+    """One model on every GPU of a machine, or several, from the command line."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-for command, example in (
-    (run, "gpupool run -f examples/demo.yaml"),
-    (stop, "gpupool stop"),
-    (status, "gpupool status --watch"),
-    (restart, "gpupool restart small"),
-    (logs, "gpupool logs -f small --worker 0"),
-    (query, 'gpupool query small "What is the capital of France?"'),
-    (leases, "gpupool leases"),
-    (doctor, "gpupool doctor -f examples/demo.yaml"),
-    (plan, "gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct"),
-):
-    app.command(epilog=f"example: {example}")(command)
-
-
 def main() -> None:
     """Run the command line; what cannot be is one line on stderr and exit 2."""
+    asked = sys.argv[1:2]
+    app = build(asked if asked and asked[0] in EXAMPLES else tuple(EXAMPLES))
     try:
         code = app(prog_name="gpupool", standalone_mode=False)
     except ConfigError as error:
         _refuse(str(error))
     except TyperException as error:
-        _refuse(f"{error.format_message().rstrip('.')}; see gpupool --help")
+        command = f" {asked[0]}" if asked and asked[0] in EXAMPLES else ""
+        _refuse(f"{error.format_message().rstrip('.')}; see gpupool{command} --help")
     except (Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code or 0)

@@ -32,7 +32,8 @@ class Commands:
         if error[0] is not None:
             for log in self.run_dir.glob("*/pool.log"):
                 print(f"--- {log} ---\n{log.read_text(errors='replace')}")
-        self("stop")
+        if any(self.run_dir.glob("*/pool.json")):
+            self("stop")
 
     def __call__(self, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         with self.start(*arguments, stdin=subprocess.PIPE) as process:
@@ -62,6 +63,10 @@ class Commands:
     def pools(self) -> dict[str, Any]:
         """What status tells, by the pools' names."""
         return {pool["name"]: pool for pool in json.loads(self("status", "--json").stdout)["pools"]}
+
+    def master(self, name: str) -> int:
+        """A pool's process, as its record says."""
+        return int(json.loads((self.run_dir / name / "pool.json").read_text())["pid"])
 
     def attached(self, port: int) -> Pool:
         """A running pool's client."""

@@ -18,7 +18,10 @@ def doctor(
         Path | None, flag("file", "also look at what the pools of this file need", "-f")
     ] = None,
 ) -> None:
-    """Check what bites people, each with the fix on the same line. Exit 1: something is wrong."""
+    """Check what bites people, with each fix beside it.
+
+    Exit 1: something is wrong.
+    """
     wanted = read_pool_file(file, os.environ) if file is not None else []
     num_wrong = 0
     for finding in examine(wanted):

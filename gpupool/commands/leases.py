@@ -21,7 +21,10 @@ def leases(
     ] = None,
     as_json: Annotated[bool, flag("json", "print JSON")] = False,
 ) -> None:
-    """Show who holds each GPU: pool, worker, process, user, model, since when."""
+    """Show who holds each GPU of this machine.
+
+    Pool, worker, process, user, model, and since when.
+    """
     asked = lock_dir or os.environ.get("GPUPOOL_LOCK_DIR") or None
     directory = lockdir.open_lock_dir(Path(asked) if asked else None)
     pools = {record.lease_owner: record.name for record in read_records()}

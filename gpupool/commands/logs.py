@@ -29,7 +29,10 @@ def logs(
         int, flag("lines", "how many of the last to print; 0: all", "-n", min=0)
     ] = 100,
 ) -> None:
-    """Print the last lines of a pool's log; also of one that has ended."""
+    """Print the last lines of a pool's log.
+
+    Also of a pool that has ended; PATH.1 and so on beside the log are its older parts.
+    """
     log = log_of(_chosen(pool))
     kept = Everything() if worker is None else WorkerFilter(worker)
     follower = Follower(log)

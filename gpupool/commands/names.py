@@ -20,11 +20,9 @@ def complete(incomplete: str) -> list[str]:
 
 Pools = Annotated[
     list[str] | None,
-    typer.Argument(
-        help="names of pools; default: all", autocompletion=complete, metavar="[POOL]..."
-    ),
+    typer.Argument(help="names of pools; default: all", autocompletion=complete, metavar="POOL"),
 ]
 Pool = Annotated[
     str | None,
-    typer.Argument(help="name of a pool", autocompletion=complete, metavar="[POOL]"),
+    typer.Argument(help="name of a pool", autocompletion=complete, metavar="POOL"),
 ]

@@ -25,7 +25,7 @@ class Progress:
 
 def _summary(view: View) -> str:
     if view.is_ready:
-        return f"ready, {view.num_ready} of {len(view.workers)} worker(s), {view.record.url}"
+        return f"ready, {view.num_ready} of {view.num_slots} worker(s), {view.record.url}"
     at = next((worker for worker in view.workers if worker["state"] == view.state), None)
     if at is None:
         return view.state

@@ -39,7 +39,10 @@ def query(
     ] = None,
     raw: Annotated[bool, flag("raw", "complete the text, without a chat template")] = False,
 ) -> None:
-    """Ask a model, and print its answer as it comes. Exit 1: the server refused, or broke off."""
+    """Ask a model, and print its answer as it comes.
+
+    Exit 1: the server refused, or broke off.
+    """
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     given = tuple((name, value) for name, value in options.items() if value is not None)
     asked, name = _server(model, url)

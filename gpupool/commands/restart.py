@@ -14,10 +14,10 @@ EXIT_GIVEN_UP = 1
 
 
 def restart(pools: Pools = None) -> None:
-    """Read the files of pools again and replace their workers, one at a time; no request is lost.
+    """Replace workers one by one, with the file read again.
 
-    Returns when it is over. Exit 1: it was given up, and the pool runs on with the settings before;
-    2: the file is refused, and nothing was touched.
+    No request is lost. Returns when it is over. Exit 1: it was given up, and the pool runs on
+    with the settings before; 2: the file is refused, and nothing was touched.
     """
     records = select_records(pools or [])
     if not records:

@@ -26,7 +26,7 @@ EXIT_INTERRUPTED = 130
 def run(
     pools: Annotated[
         list[str] | None,
-        typer.Argument(help="pools of the file; default: all", metavar="[POOL]..."),
+        typer.Argument(help="pools of the file; default: all", metavar="POOL"),
     ] = None,
     file: Annotated[
         Path, flag("file", "settings of one pool, or of several below `models`", "-f")
@@ -38,10 +38,11 @@ def run(
         bool, flag("dry_run", "check everything, say what would start, start nothing")
     ] = False,
 ) -> None:
-    """Start the pools of a file in the background; returns when all of them serve.
+    """Start the pools of a file; returns when all serve.
 
-    Either all start, or none runs and the reason is said. Exit 1: a pool ended before it was
-    ready; 2: one was refused; 130: Ctrl-C, and they load on.
+    They run in the background, in sessions of their own. Either all start, or none runs and the
+    reason is said. Exit 1: a pool ended before it was ready; 2: one was refused; 130: Ctrl-C, and
+    they load on.
     """
     wanted = select(read_pool_file(file, os.environ), pools or [], file)
     if dry_run_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -25,9 +26,10 @@ def status(
     watch: Annotated[bool, flag("watch", "show it live, until Ctrl-C", "-w")] = False,
     as_json: Annotated[bool, flag("json", "print JSON, as /pool tells the workers")] = False,
 ) -> None:
-    """Show every pool that `gpupool run` started, with its workers. Exit 1: one is not ready.
+    """Show every pool with its workers.
 
-    tok/s counts the tokens of requests that ended within the last seconds.
+    Exit 1: one is not ready. tok/s counts the tokens of requests that ended within the last
+    seconds.
     """
     if watch:
         _watch(pools or [])
@@ -53,18 +55,20 @@ def _sampled(names: list[str]) -> tuple[list[View], Rates]:
 
 
 def _watch(names: list[str]) -> None:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     looks: deque[tuple[float, list[View]]] = deque(maxlen=RATE_OVER)
-    try:
-        with Live(Text(""), auto_refresh=False, screen=False) as live:
-            while True:
-                views, now = look_at(select_records(names)), time.monotonic()
-                looks.append((now, views))
-                began, first = looks[0]
-                shown = render(views, rates_between(first, views, now - began))
+    console = Console()
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            views, now = look_at(select_records(names)), time.monotonic()
+            looks.append((now, views))
+            began, first = looks[0]
+            shown = render(views, rates_between(first, views, now - began))
+            if console.is_terminal:
                 live.update(Text(shown, no_wrap=True, overflow="ellipsis"), refresh=True)
-                time.sleep(REFRESH_S)
-    except KeyboardInterrupt:
-        return
+            else:
+                typer.echo(shown)
+            time.sleep(REFRESH_S)

@@ -20,10 +20,10 @@ def stop(
         flag("timeout_s", "then it is killed; default: graceful_timeout_s and 30 s", min=0),
     ] = None,
 ) -> None:
-    """Let all pools that `gpupool run` started, or those named, finish what they have; end them.
+    """End all pools, or those named, once they have answered.
 
-    Requests in flight are answered within the pool's graceful_timeout_s. Exit 1: something of a
-    pool is still there.
+    Only what `gpupool run` started is touched. Requests in flight are answered within the pool's
+    graceful_timeout_s. Exit 1: something of a pool is still there.
     """
     records = select_records(pools or [])
     if not records:

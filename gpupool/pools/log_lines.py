@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpupool.log_keeper import NUM_KEPT, numbered
@@ -64,32 +64,24 @@ def read_lines(log: Path, until: int) -> Iterator[str]:
 
 
 class Follower:
-    """Reads what is appended to a log, over the moments at which it is cut."""
+    """Reads what is appended to a log from now on, over the moments at which it is cut."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._file = log.open("rb")
-        self._at = self._size()
+        self.at = log.stat().st_size
         self._rest = b""
 
-    @property
-    def at(self) -> int:
-        """Where it goes on."""
-        return self._at
-
-    def new_lines(self) -> Iterable[str]:
+    def new_lines(self) -> Iterator[str]:
         """Whole lines that came since the last call."""
-        if self._size() < self._at:
-            # It was copied to LOG.1 and cut; the end of the copy was not read yet.
-            with numbered(self._log, 1).open("rb") as copy:
-                copy.seek(self._at)
-                self._rest += copy.read()
-            self._at = 0
-        self._file.seek(self._at)
-        found = self._file.read()
-        self._at += len(found)
+        with self._log.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self.at:
+                # It was copied to LOG.1 and cut; the end of the copy was not read yet.
+                with numbered(self._log, 1).open("rb") as copy:
+                    copy.seek(self.at)
+                    self._rest += copy.read()
+                self.at = 0
+            file.seek(self.at)
+            found = file.read()
+        self.at += len(found)
         *lines, self._rest = (self._rest + found).split(b"\n")
-        return [line.decode(errors="replace") + "\n" for line in lines]
-
-    def _size(self) -> int:
-        return self._file.seek(0, os.SEEK_END)
+        yield from (line.decode(errors="replace") + "\n" for line in lines)

@@ -35,13 +35,22 @@ class View:
     reason: str = ""  # where no worker says it
     workers: list[dict[str, Any]] = field(default_factory=list)
     infer_type: str = ""
-    num_ready: int = 0
     reload: dict[str, Any] | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether it serves."""
         return self.state == "ready"
+
+    @property
+    def num_slots(self) -> int:
+        """Its slices; each has two workers while one takes over from the other."""
+        return len({worker["slot"] for worker in self.workers})
+
+    @property
+    def num_ready(self) -> int:
+        """Slices with a worker that serves."""
+        return len({worker["slot"] for worker in self.workers if worker["state"] == "ready"})
 
 
 def look_at(records: Iterable[Record]) -> list[View]:
@@ -68,14 +77,12 @@ def look(record: Record) -> View:
     if "workers" not in found:
         return View(record, "unknown", f"{record.url}/pool answers {answer.status_code}")
     workers = found["workers"]
-    num_ready = sum(worker["state"] == "ready" for worker in workers)
-    quorum = min(record.settings().ready_quorum, len(workers))
+    quorum = record.settings().ready_quorum
     return View(
         record,
         state_of(workers, quorum, is_stopping=record.is_stopping),
         workers=workers,
         infer_type=found["infer_type"],
-        num_ready=num_ready,
         reload=found.get("reload"),
     )
 

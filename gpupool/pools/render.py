@@ -25,7 +25,7 @@ def render(views: Sequence[View], rates: Rates | None = None) -> str:
 
 def _render_one(view: View, rates: Rates) -> str:
     record = view.record
-    ready = f" {view.num_ready} of {len(view.workers)}" if view.workers else ""
+    ready = f" {view.num_ready} of {view.num_slots}" if view.workers else ""
     model = os.path.basename(record.model) if record.model.startswith("/") else record.model
     lines = [f"{record.name}: {view.state}{ready}  {record.url}  {model}"]
     if view.reason:
