@@ -66,6 +66,10 @@ def main() -> None:
     except TyperException as error:
         command = f" {asked[0]}" if asked and asked[0] in EXAMPLES else ""
         _refuse(f"{error.format_message().rstrip('.')}; see gpupool{command} --help")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}; see whether this user may use it")
     except (Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code or 0)

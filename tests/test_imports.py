@@ -33,6 +33,7 @@ PLANNER |= {
     for name in ("model", "fields", "dtypes", "families", "weights", "vision", "config")
 }
 FITTING = PLANNER | {f"gpupool.planner.{name}" for name in ("kv_cache", "split", "fit", "advice")}
+DOCTOR = {"gpupool.doctor", "gpupool.doctor.finding"}
 PURE: dict[str, set[str]] = {
     "gpupool.planner.config": PLANNER,
     **dict.fromkeys(sorted(FITTING - {"gpupool.nearest"}), FITTING),
@@ -42,6 +43,7 @@ PURE: dict[str, set[str]] = {
     "gpupool.key_budget": {"gpupool.errors"},
     "gpupool.roll": set(),
     "gpupool.partition": {"gpupool.gpus"},
+    **{f"gpupool.doctor.{name}": DOCTOR for name in ("finding", "machine", "models", "processes")},
     "gpupool.api.values": VALUES,
     "gpupool.api.params": VALUES | {"gpupool.api.values"},
     "gpupool.api.openai.routes": set(),
@@ -121,6 +123,12 @@ def test_the_master_imports_no_application_and_no_engine(name: str) -> None:
     assert "gpupool.app" not in found
     allowed = ENGINE_FREE | {"gpupool.engines.catalog"}
     assert {other for other in found if ".engines" in other} <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(MASTER | {"gpupool.app"}))
+def test_a_pool_knows_nothing_of_the_commands(name: str) -> None:
+    commands = ("gpupool.commands", "gpupool.pools", "gpupool.doctor")
+    assert not [found for found in closure(name) if found.startswith(commands)]
 
 
 def test_nobody_imports_the_configuration_file() -> None:

@@ -120,6 +120,13 @@ def test_an_open_process_is_signalled_and_awaited(child: subprocess.Popen[bytes]
         assert not process.send(signal.SIGTERM)  # not whoever has its number now
 
 
+def test_a_pool_started_meanwhile_is_not_forgotten_with_the_one_before() -> None:
+    before = record_of(os.getppid())
+    record_of(os.getpid()).write()
+    before.remove()
+    assert [record.pid for record in read_records()] == [os.getpid()]
+
+
 def test_a_record_of_another_version_is_left_out(folder: Path) -> None:
     record_of(os.getpid()).write()
     (run_dir.folder_of("b") / "pool.json").write_text('{"name": "b"}')

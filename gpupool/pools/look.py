@@ -60,13 +60,16 @@ def look_at(records: Iterable[Record]) -> list[View]:
         return list(threads.map(look, records))
 
 
-def look(record: Record) -> View:
-    """Ask one pool; never raises."""
+def look(record: Record, other_key: str = "") -> View:
+    """Ask one pool; never raises. While it gets new settings, `other_key` may be the one that its
+    workers still have."""
     if not record.is_running:
         return View(record, "ended", last_line(record))
     try:
         with client(record) as asked:
             answer = asked.get("/pool")
+            if other_key and answer.status_code == httpx.codes.UNAUTHORIZED:
+                answer = asked.get("/pool", headers=_headers(other_key))
             found = answer.json()
     except (httpx.HTTPError, ValueError) as error:
         return _silent(record, error)
@@ -107,8 +110,17 @@ def state_of(workers: list[dict[str, Any]], quorum: int, *, is_stopping: bool = 
 def client(record: Record, timeout_s: float = TIMEOUT_S) -> httpx.Client:
     """To ask a pool, with a key if it has any. No proxy: it is on this machine."""
     key = os.environ.get("GPUPOOL_API_KEY", "").split(",")[0] or key_of(record.settings())
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=record.url, headers=headers, timeout=timeout_s, trust_env=False)
+    return httpx.Client(
+        base_url=record.url,
+        headers=_headers(key),
+        timeout=timeout_s,
+        trust_env=False,
+        verify=False,  # no TLS here, and loading the certificates takes longer than asking
+    )
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def key_of(settings: Settings) -> str:

@@ -22,7 +22,7 @@ from gpupool import procfs
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 from gpupool.pools.given import settings_of
-from gpupool.pools.run_dir import open_run_dir, write_private
+from gpupool.pools.run_dir import only_one, open_run_dir, write_private
 from gpupool.settings import Settings
 
 RECORD = "pool.json"
@@ -76,9 +76,15 @@ class Record:
         write_private(self.folder / RECORD, json.dumps(asdict(self), indent=1) + "\n")
 
     def remove(self) -> None:
-        """Forget the pool; its log stays."""
-        for name in (RECORD, SETTINGS):
-            (self.folder / name).unlink(missing_ok=True)
+        """Forget the pool; its log stays. Not one that was started under its name meanwhile."""
+        with only_one():
+            if any(self.is_same(other) for other in read_records()):
+                for name in (RECORD, SETTINGS):
+                    (self.folder / name).unlink(missing_ok=True)
+
+    def is_same(self, other: Record) -> bool:
+        """Whether both mean one start of one pool."""
+        return (self.name, self.lease_owner) == (other.name, other.lease_owner)
 
 
 def identity_of(pid: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpupool.errors import ConfigError
-from gpupool.pools.look import View, look
+from gpupool.pools.look import View, key_of, look
 from gpupool.pools.pool_file import Wanted, read_one
 from gpupool.pools.record import SETTINGS, Process, Record, opened, write_settings
 from gpupool.pools.run_dir import write_private
@@ -41,20 +41,21 @@ def roll(record: Record, wanted: Wanted, show: Show) -> str | None:
             return f"it is {before.state}: {before.reason or 'it did not answer'}"
         number = int(before.reload["asked"]) + 1
         settings = record.folder / SETTINGS
-        in_force = settings.read_text()
+        in_force, key = settings.read_text(), key_of(record.settings())
         write_settings(record.folder, wanted.values)
         if not process.send(signal.SIGHUP):
             return "it has ended"
-        given_up = _await(process, record, number, show)
+        given_up = _await(process, record, number, show, key)
         if given_up is not None:
             write_private(settings, in_force)  # so that the pool is asked with the key it has
         return given_up
 
 
-def _await(process: Process, record: Record, number: int, show: Show) -> str | None:
-    """Until the reload of this number, or a later one, is over."""
+def _await(process: Process, record: Record, number: int, show: Show, old_key: str) -> str | None:
+    """Until the reload of this number, or a later one, is over. Workers before theirs have the
+    old key."""
     while not process.wait(0):
-        view = look(record)
+        view = look(record, old_key)
         show([view])
         if view.reload is not None and int(view.reload["ended"]) >= number:
             given_up: str | None = view.reload["given_up"]

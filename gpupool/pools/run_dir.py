@@ -72,14 +72,22 @@ def logged_pools() -> list[str]:
 def only_one() -> Iterator[None]:
     """One command at a time; for moments, never while something loads or drains."""
     path = open_run_dir() / "lock"
+    lock = FileLock(path, timeout=LOCK_TIMEOUT_S, mode=0o600)
     try:
-        with FileLock(path, timeout=LOCK_TIMEOUT_S, mode=0o600):
-            yield
+        lock.acquire()
     except Timeout:
         raise ConfigError(
             f"another gpupool command has held {str(path)!r} for {LOCK_TIMEOUT_S:.0f} s; wait for "
             "it, or end it"
         ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{str(path)!r} cannot be locked: {error}; give a local folder with GPUPOOL_RUN_DIR"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_private(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from tests.machine import fake_machine, uuid_of
 from tests.pool import Pool, is_alive, wait_until
 from tests.server.load import Load
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(name="gpupool")
@@ -64,19 +64,33 @@ def test_a_users_path_from_run_to_stop(tmp_path: Path) -> None:
         assert len(everything) > 8  # two masters, three workers, three guardians, two GPU watches
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             answer = thread.submit(pool.infer, "ab", max_tokens=100)
-            wait_until(lambda: in_flight(pool), 10, "a running request")
-            stopped = gpupool("stop")
+            busy = wait_until(lambda: at_work(pool), 10, "a running request")
+            os.kill(busy, signal.SIGSTOP)  # so that it is not over before the command looks
+            told = stop_until_it_waits(gpupool, busy)
             assert answer.result() == ["ab" * 50]
-        assert stopped.returncode == 0, stopped.stderr
-        assert "a: waits for 1 request(s) in flight" in stopped.stdout
+        assert "a: waits for 1 request(s) in flight" in told
         assert not [pid for pid in everything if is_alive(pid)]
         assert gpupool.pools() == {}
         assert gpupool("leases").stdout.count("  free\n") == 3
         assert "Shutting down: Master" in gpupool("logs", "a").stdout
 
 
-def in_flight(pool: Pool) -> int:
-    return sum(worker["inflight"] for worker in pool.workers())
+def at_work(pool: Pool) -> int | None:
+    """The process of a worker that has a request."""
+    return next((worker["pid"] for worker in pool.workers() if worker["inflight"]), None)
+
+
+def stop_until_it_waits(gpupool: Commands, busy: int) -> str:
+    """What `gpupool stop` prints; the worker goes on once the command says for what it waits."""
+    with gpupool.start("stop") as stopping:
+        assert stopping.stdout is not None
+        lines = []
+        for line in stopping.stdout:
+            lines.append(line)
+            if "waits for" in line:
+                os.kill(busy, signal.SIGCONT)
+        assert stopping.wait() == 0, lines
+    return "".join(lines)
 
 
 @pytest.fixture(scope="module", name="started")
@@ -85,7 +99,7 @@ def _started(
 ) -> Iterator[tuple[Commands, dict[str, Any], list[tuple[str, int]]]]:
     """A pool that two commands wanted to start at the same time, its settings, and their ends."""
     with Commands(tmp_path_factory.mktemp("started")) as gpupool:
-        settings = scripted(workers=2, ready_quorum=2)
+        settings = scripted(workers=2, ready_quorum=2, api_key="old")
         gpupool.write(settings)
         both = [gpupool.start("run", "-f", gpupool.file) for _ in range(2)]
         yield gpupool, settings, [(p.communicate()[1], p.returncode) for p in both]
@@ -104,6 +118,7 @@ def test_of_two_runs_at_once_one_starts(
 def test_a_restart_that_fails_is_given_up_and_the_pool_serves_on(
     started: tuple[Commands, dict[str, Any], Any],
 ) -> None:
+    """Also where the settings that failed have another key than the pool goes on with."""
     gpupool, settings, _ = started
     gpupool.write(settings | {"prot": 1})
     refused = gpupool("restart")
@@ -123,7 +138,7 @@ def test_a_restart_that_fails_is_given_up_and_the_pool_serves_on(
 def test_logs_follow_one_worker(started: tuple[Commands, dict[str, Any], Any]) -> None:
     gpupool, settings, _ = started
     pool = gpupool.attached(settings["port"])
-    pids = [worker["pid"] for worker in pool.workers()]
+    pids = [worker["pid"] for worker in pool.workers(Authorization="Bearer old")]
     everything = gpupool("logs", "--lines", "0").stdout
     assert f"[{pids[0]}]" in everything
     assert f"[{pids[1]}]" in everything

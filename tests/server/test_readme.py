@@ -75,8 +75,9 @@ def test_make_demo_answers_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     wait_until(lambda: not any(is_alive(p.pid) for p in tree), 5, "the end of every process")
 
 
+@pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_the_commands_run_the_demo_file_from_its_start_to_its_end(tmp_path: Path) -> None:
     demo = (ROOT / "examples" / "demo.yaml").read_text()
     for port in (5002, 5003):
