@@ -312,7 +312,7 @@ def _refuse_unknown_variables() -> None:
             )
 
 
-INTERNAL_VARIABLES = frozenset({"GPUPOOL_CHECKED", "GPUPOOL_LEASE"})
+INTERNAL_VARIABLES = frozenset({"GPUPOOL_CHECKED", "GPUPOOL_LEASE", "GPUPOOL_SINGLE"})
 """Set by our own processes for their children; not settings."""
 
 

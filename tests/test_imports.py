@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp"}
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("gpupool/**/*.py")])
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("URLs/*.py"), *ROOT.glob("gpupool/**/*.py")])
 ENTRY_POINTS = {"gunicorn_conf", "vllm_url_m", "transformers_url_m", "llama_cpp_url_m"}
-ENTRY_POINTS |= {"plugin_url_m"}
+ENTRY_POINTS |= {"plugin_url_m", "URLs.vllm_url", "URLs.transformers_url"}
 
 ENGINE_FREE = {"gpupool.engines", "gpupool.engines.base"}
 VALUES = {
@@ -53,7 +53,7 @@ PURE: dict[str, set[str]] = {
 }
 MASTER = {"gunicorn_conf", "dispatcher", "gpupool.hooks", "gpupool.master", "gpupool.worker"}
 MASTER |= {"gpupool.preflight", "gpupool.gpu_guard", "gpupool.gpu_watch", "gpupool.notify"}
-MASTER |= {"gpupool.life", "gpupool.reload", "gpupool.reloader"}
+MASTER |= {"gpupool.single", "gpupool.life", "gpupool.reload", "gpupool.reloader"}
 
 
 def module_name(path: Path) -> str:
