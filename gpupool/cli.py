@@ -11,6 +11,7 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
+from gpupool.commands.import_file import EPILOG, import_file
 from gpupool.commands.plan import plan
 from gpupool.errors import ConfigError
 
@@ -33,6 +34,7 @@ def _commands(context: typer.Context) -> None:
 
 
 app.command(epilog="example: gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct")(plan)
+app.command("import", epilog=EPILOG)(import_file)
 
 
 def main() -> None:

@@ -25,7 +25,9 @@ def tables() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/infer.md", "docs/metrics.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/infer.md", "docs/metrics.md", "docs/migrate.md"]
+)
 def test_the_tables_are_those_of_the_code(name: str) -> None:
     path = ROOT / name
     assert path.read_text() == tables().rendered(path), "run `make docs`"

@@ -33,7 +33,15 @@ PLANNER |= {
     for name in ("model", "fields", "dtypes", "families", "weights", "vision", "config")
 }
 FITTING = PLANNER | {f"gpupool.planner.{name}" for name in ("kv_cache", "split", "fit", "advice")}
+MIGRATE = {"gpupool.errors", "gpupool.nearest", "gpupool.settings"}
+MIGRATE |= {"gpupool.migrate", "gpupool.engines.llama_cpp_arguments"}
+MIGRATE |= {
+    f"gpupool.migrate.{path.stem}"
+    for path in ROOT.glob("gpupool/migrate/*.py")
+    if path.stem not in ("__init__", "source")
+}
 PURE: dict[str, set[str]] = {
+    **dict.fromkeys(sorted(name for name in MIGRATE if "migrate." in name), MIGRATE),
     "gpupool.planner.config": PLANNER,
     **dict.fromkeys(sorted(FITTING - {"gpupool.nearest"}), FITTING),
     "gpupool.backoff": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -46,6 +47,10 @@ def test_two_gpus_are_one_worker_and_it_says_when_it_is_ready(tmp_path: Path) ->
         assert sorted(worker["gpus"]) == [uuid_of(1), uuid_of(3)]
         assert said(pool) == ["model load finished", f"Running on {pool.url}"]
         assert pool.infer("abc", max_tokens=4) == ["abca"]
+        words = ("--url", pool.url, "--", "byzerllm", "stat", "--model", "M")
+        command = [sys.executable, "-m", "gpupool.cli", "import", *words]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        assert (told["total_workers"], told["total_requests"]) == (1, [1])
 
 
 def refusal(script: str, *flags: str) -> str:
