@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as NoRoute
 
 from gpupool import request_id
+from gpupool.access import AccessLog
 from gpupool.api import cors, health, infer, metrics, openapi, pool
 from gpupool.api.clock import whole_at
 from gpupool.api.keys import require_key
@@ -29,6 +30,7 @@ def create_app(boot: Boot) -> Flask:
     app = Flask("gpupool", static_folder=None)
     app.extensions["gpupool"] = Replica(boot)
     app.extensions["gpupool.totals"] = PoolTotals(1)[0]
+    app.extensions["gpupool.access"] = AccessLog()
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(health.blueprint)
     app.register_blueprint(infer.blueprint)
@@ -90,6 +92,8 @@ def _count(response: Response) -> Response:
     totals.request(route, response.status_code)
     if route in GENERATING_ROUTES and response.status_code == 200:
         totals.observe("request_duration_seconds", time.monotonic() - whole_at())
+    access: AccessLog = current_app.extensions["gpupool.access"]
+    access.write(current_call(), route, response.status_code, g.get("request_id", "-"))
     return response
 
 

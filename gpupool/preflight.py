@@ -60,21 +60,25 @@ def check(settings: Settings, *, is_running: bool = False) -> Outcome:
             "or a Hugging Face id"
         )
     _check_key_limits(settings)
-    from gpupool import memory
+    from gpupool import memory, model_source
 
     infer_type = settings.infer_type
     chosen = None
     if settings.per_proc_gpus == AUTO_GPUS:
-        chosen = memory.choose_gpus(settings)
+        found, _ = model_source.look_up(settings, infer_type)
+        chosen = memory.choose_gpus(found)
         settings = settings.model_copy(update={"per_proc_gpus": chosen})
     if not is_running:
         dispatcher = GPUDispatcher.for_settings(settings)
         _check_quorum(settings, len(dispatcher.slices))
         _check_port(settings)
         infer_type = infer_type or default_infer_type(dispatcher)
+    found, is_whole = model_source.look_up(settings, infer_type)
     # Before the engine's own check, which takes many seconds.
-    warning = memory.judge(settings, settings.per_proc_gpus) if infer_type == "vllm" else None
-    import_engine(infer_type).check(settings, settings.per_proc_gpus)
+    warning = memory.judge(found, settings.per_proc_gpus) if infer_type == "vllm" else None
+    engine = import_engine(infer_type)
+    if is_whole:
+        engine.check(found, settings.per_proc_gpus)
     return Outcome(warning, chosen)
 
 

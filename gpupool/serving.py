@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from gpupool.access import AccessLog
 from gpupool.admission import Admission
 from gpupool.answer_socket import AnswerSocket
 from gpupool.answering import AnsweringWorker
@@ -70,6 +71,8 @@ class ServingWorker(AnsweringWorker):
         self.replica = self.app.extensions["gpupool"]
         self.totals = self.scoreboard.totals[self.row_index]
         self.app.extensions["gpupool.totals"] = self.totals
+        self.access = AccessLog(self.slot, is_on=self.settings.access_log == "on")
+        self.app.extensions["gpupool.access"] = self.access
         self.replica.adopt(self.settings)
 
     def open_for_requests(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -46,8 +46,13 @@ class Settings(BaseSettings):
     model_name: str = Field(
         default="",
         validation_alias=_ancestor("HF_MODEL_NAME", "model_name"),
-        description="model to serve: a local folder, a .gguf file or a Hugging Face id",
+        description="model to serve: a local folder, a .gguf file or an id of --model_source",
         json_schema_extra={"flags": ["hf-model-name"], "metavar": "MODEL"},
+    )
+    model_source: str = Field(
+        default="huggingface",
+        description="where a model id is looked up: huggingface or modelscope",
+        json_schema_extra={"metavar": "HUB"},
     )
     per_proc_gpus: int = Field(
         default=1,
@@ -179,6 +184,16 @@ class Settings(BaseSettings):
         json_schema_extra={"metavar": "FOLDER"},
     )
     log_level: str = Field(default="info", description="debug, info, warning, error or critical")
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="text, or json: one object a line",
+        json_schema_extra={"metavar": "FORMAT"},
+    )
+    access_log: Literal["on", "off"] = Field(
+        default="on",
+        description="on: one line in the log for each request but probes; or off",
+        json_schema_extra={"metavar": "WHAT"},
+    )
     engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="arguments for the engine's own parser; on the command line: what follows --",
@@ -219,6 +234,13 @@ class Settings(BaseSettings):
             return AUTO_GPUS
         if str(value).strip() == "0":
             raise ValueError("use a number from 1 up, or auto")
+        return value
+
+    @field_validator("model_source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        if value not in ("huggingface", "modelscope"):
+            raise ValueError(f"{value!r} is neither huggingface nor modelscope")
         return value
 
     @field_validator("memory_plan")

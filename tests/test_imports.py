@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp"}
+HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp", "modelscope"}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("URLs/*.py"), *ROOT.glob("gpupool/**/*.py")])
 ENTRY_POINTS = {"gunicorn_conf", "vllm_url_m", "transformers_url_m", "llama_cpp_url_m"}
 ENTRY_POINTS |= {"plugin_url_m", "URLs.vllm_url", "URLs.transformers_url"}

@@ -12,6 +12,7 @@ import typer
 from gpupool.calibration import measured_overheads
 from gpupool.commands.spelling import flag
 from gpupool.errors import ConfigError
+from gpupool.model_source import folder_of
 from gpupool.planner import machine as machines
 from gpupool.planner.advice import Machine, Plan, make_plan
 from gpupool.planner.checkpoint import Checkpoint, read_checkpoint
@@ -19,6 +20,7 @@ from gpupool.planner.dtypes import kv_value_bytes
 from gpupool.planner.fit import TYPICAL_LENGTH, UTILIZATION, Ask
 from gpupool.planner.render import render
 from gpupool.planner.report import as_aqua, as_json
+from gpupool.settings import env_name
 
 EXIT_NO_ROOM = 1
 
@@ -27,6 +29,14 @@ def plan(
     model_name: Annotated[
         str, flag("model_name", "a local folder, a .gguf file or a Hugging Face id")
     ],
+    model_source: Annotated[
+        str,
+        flag(
+            "model_source",
+            "where an id is looked up: huggingface or modelscope",
+            envvar=env_name("model_source"),
+        ),
+    ] = "huggingface",
     gpu: Annotated[
         str | None, flag("gpu", "GPUs to plan for instead of this machine's: '8x A100-80GB'")
     ] = None,
@@ -73,7 +83,7 @@ def plan(
         typical_length=length,
         is_eager=enforce_eager,
     )
-    found = read_checkpoint(model_name, dtype)
+    found = read_checkpoint(folder_of(model_name, model_source), dtype)
     kv_value_bytes(kv_cache_dtype, found.subject.model.dtype)
     plans = [
         (

@@ -14,6 +14,7 @@ from gpupool.migrate.keys import (
     sets,
     sizes,
     text,
+    truth,
     whole,
 )
 
@@ -39,6 +40,12 @@ ACTIONS = {
 }
 ENGINES = {"vllm": "vllm", "llama_cpp": "llama_cpp", "transformers": "transformers"}
 SGLANG = "the engines are vllm, transformers and llama_cpp; vllm serves SGLang's models too"
+
+
+def take_modelscope(draft: Draft, value: Any) -> None:
+    """VLLM_USE_MODELSCOPE."""
+    if truth(value):
+        draft.set("model_source", "modelscope")
 
 
 def _take_name(draft: Draft, value: Any) -> None:
@@ -113,6 +120,7 @@ EXPERIMENT = (
     sets("envs.CUDA_VISIBLE_DEVICES", "0,1", "cuda_visible_devices", text),
     needless("envs.VLLM_USE_V1", 1, "vLLM has no other engine", [1, "1"], NO_V0),
     also_refuses("envs.VLLM_USE_V1", 0, NO_V0),
+    Key("envs.VLLM_USE_MODELSCOPE", "True", take_modelscope, {"model_source": "modelscope"}),
     refuses(
         "envs.USE_FLAGGEMS", True, "FlagGems' kernels are in FlagScale's own vLLM; leave it out",
         [False, "false", 0, "0"],

@@ -22,7 +22,7 @@ from gpupool.migrate.keys import (
     truth,
     whole,
 )
-from gpupool.migrate.vllm_args import PROXY, level
+from gpupool.migrate.vllm_args import PROXY, level, take_quiet
 from gpupool.nearest import nearest_hint
 
 OF_VLLM = "llama.cpp has no such option; leave it out"
@@ -128,7 +128,7 @@ KEYS: tuple[Key, ...] = (
         {ENGINE_ARGS: ["--reasoning-format", "deepseek"]},
     ),
     needless("trust_remote_code", True, "a GGUF file brings no code with it"),
-    needless("disable_uvicorn_access_log", True, "llama.cpp serves no port, and logs no access"),
+    Key("disable_uvicorn_access_log", True, take_quiet, {"access_log": "off"}),
     needless("show_hidden_metrics_for_version", "0.11", "/metrics has all there are"),
     refuses("seed", 42, SAMPLED),
     refuses("gpu_memory_utilization", 0.9, f"{OF_VLLM}: it takes what model and context need"),

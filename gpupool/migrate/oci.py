@@ -11,6 +11,7 @@ from typing import Any
 
 from gpupool.errors import ConfigError
 from gpupool.migrate import llama_cpp_args, vllm_args
+from gpupool.migrate.flagscale_keys import take_modelscope
 from gpupool.migrate.keys import (
     Draft,
     Key,
@@ -118,6 +119,7 @@ ENVIRONMENT: tuple[Key, ...] = (
     needless("MODEL_DEPLOY_ENABLE_STREAMING", "true", "a client that wants a stream asks for one"),
     needless("MODEL_DEPLOY_HEALTH_ENDPOINT", "/health", PROBES),
     refuses("FT_MODEL", "bucket/tuned", TUNED),
+    Key("VLLM_USE_MODELSCOPE", "True", take_modelscope, {"model_source": "modelscope"}),
     needless("WEB_CONCURRENCY", 10, WEB),
     needless("SHM_SIZE", "10g", "give it to docker as --shm-size, if the pool is in a container"),
     needless("STORAGE_SIZE_IN_GB", 150, PLATFORM),

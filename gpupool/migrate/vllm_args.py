@@ -41,6 +41,12 @@ def level(value: Any) -> str:
     return "debug" if str(value).lower() == "trace" else str(value).lower()
 
 
+def take_quiet(draft: Draft, value: Any) -> None:
+    """No line for each request."""
+    if truth(value):
+        draft.set("access_log", "off")
+
+
 def _take_device(draft: Draft, value: Any) -> None:
     if value == "cpu":
         draft.set("cuda_visible_devices", "")
@@ -112,7 +118,7 @@ KEYS: tuple[Key, ...] = (
     needless("engine_use_ray", True, NO_RAY),
     needless("disable_log_stats", True, "the pool has statistics of its own, at /metrics"),
     needless("disable_log_requests", True, "prompts are never logged"),
-    needless("disable_uvicorn_access_log", True, "vLLM serves no port of its own, and logs none"),
+    Key("disable_uvicorn_access_log", True, take_quiet, {"access_log": "off"}),
     needless("disable_frontend_multiprocessing", True, "the worker is the frontend"),
     needless("allowed_methods", ["*"], "a page that is named by cors_origin may use all of them"),
     needless("allowed_headers", ["*"], "a page that is named by cors_origin may send all of them"),

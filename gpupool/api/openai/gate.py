@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from gpupool.access import CLIENT_LEFT, AccessLog
 from gpupool.api import cors
 from gpupool.api.json_body import read_object, refuse_half_pairs
 from gpupool.api.openai.answer import Answer
@@ -57,7 +58,9 @@ class Gate:
         *,
         max_body_bytes: int,
         cors_origins: Collection[str] = (),
+        access: AccessLog | None = None,
     ) -> None:
+        self._access = access or AccessLog()
         self._behind = behind
         self._keys = keys
         self._totals = totals
@@ -74,7 +77,7 @@ class Gate:
         headers = dict(scope["headers"])
         given_id = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = accept(given_id)
-        clock = RequestClock(self._totals, began)
+        clock = call.clock = RequestClock(self._totals, began)
         answer = Answer(send, request_id, call, is_dead=self._behind.is_dead)
         origin = headers.get(b"origin", b"").decode("latin-1")
         answer.headers = cors.allowing(origin, self._cors_origins)
@@ -87,7 +90,14 @@ class Gate:
         except Exception as error:
             log.exception("unexpected error on %s request=%s", scope["path"], request_id)
             await answer.fail(error)
+        except asyncio.CancelledError:
+            if call.is_gone:
+                self._access.write(call, scope["path"], CLIENT_LEFT, request_id)
+            raise
         self._count(scope["path"], answer, began)
+        has_left = call.is_gone and not answer.is_complete
+        status = CLIENT_LEFT if has_left else answer.status
+        self._access.write(call, scope["path"], status, request_id)
 
     async def _answer(
         self,
