@@ -85,14 +85,19 @@ def test_a_refused_request_is_a_line(path: str, status: int, pool: Pool) -> None
     assert access(pool, name)["status"] == status
 
 
-@pytest.mark.parametrize("path", ["/infer", "/v1/completions"])
-def test_a_client_that_leaves_is_a_499(path: str, pool: Pool) -> None:
-    body = {"prompt": "abc", "max_tokens": 500}
+@pytest.mark.parametrize(
+    ("path", "stream"),
+    [("/infer", False), ("/v1/completions", False), ("/v1/completions", True)],
+)
+def test_a_client_that_leaves_is_a_499(path: str, stream: bool, pool: Pool) -> None:
+    body: dict[str, Any] = {"prompt": "abc", "max_tokens": 500, "stream": stream}
     if path == "/infer":
         body = {"instances": "abc", "params": {"max_tokens": 500}}
     before = len([line for line in lines(pool) if line.get("status") == 499])
     client = pool.send(path, body)
     wait_until(lambda: any(worker["running"] for worker in pool.workers()), 10, "a running one")
+    if stream:
+        assert b" 200 " in client.recv(4096)
     client.close()
 
     def last() -> dict[str, Any] | None:
