@@ -34,7 +34,7 @@ def test_an_unknown_model_is_refused_at_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("engine", "args"),
     [("transformers", ()), ("vllm", ("--enforce-eager", "--max-model-len", "512"))],
@@ -51,7 +51,7 @@ def test_a_folder_from_modelscope_asks_no_hub(
         env = hub.env() | {"HF_ENDPOINT": endpoint, "VLLM_CPU_KVCACHE_SPACE": "1"}
         flags = (*FLAGS, "demo/smol", "--infer_type", engine, "--", *args)
         with Pool(tmp_path, *flags, env=env) as pool:
-            pool.wait_ready(deadline_s=240)
+            pool.wait_ready(deadline_s=500)
             answer = pool.infer("The capital of France is", max_tokens=8, temperature=0)[0]
             assert "Paris" in answer
         with pytest.raises(BlockingIOError):

@@ -81,11 +81,13 @@ class Gate:
         answer = Answer(send, request_id, call, is_dead=self._behind.is_dead)
         origin = headers.get(b"origin", b"").decode("latin-1")
         answer.headers = cors.allowing(origin, self._cors_origins)
+        has_left = False
         try:
             await self._answer(scope, headers, receive, answer, clock, call)
         except Moved:
             raise
         except RequestError as error:
+            has_left = call.is_gone and not answer.is_complete
             await answer.fail(error)
         except Exception as error:
             log.exception("unexpected error on %s request=%s", scope["path"], request_id)
@@ -95,7 +97,7 @@ class Gate:
                 self._access.write(call, scope["path"], CLIENT_LEFT, request_id)
             raise
         self._count(scope["path"], answer, began)
-        has_left = call.is_gone and not answer.is_complete
+        has_left = has_left or (call.is_gone and not answer.is_complete)
         status = CLIENT_LEFT if has_left else answer.status
         self._access.write(call, scope["path"], status, request_id)
 
