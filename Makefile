@@ -2,8 +2,8 @@
 VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST := $(PYTHON_BIN) -m pytest
-# Side by side (tests/scheduling.py): most of their time they wait for processes and models.
-BESIDE := $(PYTEST) --numprocesses 2 --dist loadscope
+# Side by side (tests/scheduling.py, tests/conftest.py).
+BESIDE := $(PYTEST) --numprocesses 2 --dist loadscope --no-loadscope-reorder
 SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh .ci/run
 
 .DEFAULT_GOAL := help
