@@ -8,6 +8,7 @@ environment, and a plain `gunicorn -c gunicorn_conf.py` with the same variables 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from pydantic_settings import (
 from gpupool.errors import ConfigError
 from gpupool.keys import read_key_file
 from gpupool.nearest import nearest_hint
+from gpupool.refusal import explain_file, explain_setting
 
 AUTO_GPUS = 0
 """per_proc_gpus as long as nobody has chosen: only the preflight ever sees it."""
@@ -215,9 +217,10 @@ class Settings(BaseSettings):
     @field_validator("per_proc_gpus", mode="before")
     @classmethod
     def _auto_is_nobodys_number(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.strip().lower() == "auto":
+        text = str(value).strip().lower()
+        if text == "auto":
             return AUTO_GPUS
-        if str(value).strip() == "0":
+        if re.fullmatch("0*[1-9][0-9]*", text) is None:
             raise ValueError("use a number from 1 up, or auto")
         return value
 
@@ -287,11 +290,12 @@ def read_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        variables = {field: env_name(field) for field in Settings.model_fields}
+        raise ConfigError(explain_setting(error, variables)) from None
     except Exception as error:  # the YAML parser's own errors have no common base we may import
         if not path:
             raise
-        raise ConfigError(f"--config {path!r} is not valid YAML: {_one_line(error)}") from None
+        raise ConfigError(explain_file(path, error)) from None
 
 
 def env_name(field: str) -> str:
@@ -314,19 +318,3 @@ def _refuse_unknown_variables() -> None:
 
 INTERNAL_VARIABLES = frozenset({"GPUPOOL_CHECKED", "GPUPOOL_LEASE"})
 """Set by our own processes for their children; not settings."""
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        hint = nearest_hint(name, Settings.model_fields)
-        return f"{name!r} in the configuration file is not a setting{hint}; see --help"
-    field = next((f for f in Settings.model_fields if name in (f, env_name(f))), name)
-    found = "refused" if field == "api_key" else f"{first['input']!r}"
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"--{field} ({env_name(field)}) is {found}: {_one_line(reason)}"
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
