@@ -18,6 +18,7 @@ from gpupool.engines.vllm_model import check_model, require_vllm
 from gpupool.errors import ConfigError
 from gpupool.settings import Settings
 from tests.demo_model import gguf_path, model_folder
+from tests.refusing_hub import refusing_hub
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -65,6 +66,22 @@ def test_any_other_file_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_offline")
 def test_a_hub_id_that_is_not_cached_offline_says_how_to_get_it() -> None:
     assert "hf download no-such-org/no-such-model" in refusal("no-such-org/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("error_code", "reason"),
+    [
+        ("GatedRepo", "is gated: accept its terms on its page at {hub}, then set HF_TOKEN"),
+        ("RepoNotFound", "is neither a local folder nor a model at {hub}; check the spelling"),
+        ("RevisionNotFound", "has no --revision 'v9'"),
+        ("EntryNotFound", "has no config.json; vLLM cannot serve it"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(error_code: str, reason: str, tmp_path: Path) -> None:
+    with refusing_hub(error_code, tmp_path) as hub:
+        message = refusal("org/model", "--revision", "v9")
+    assert message.startswith("--model_name 'org/model' ")
+    assert reason.format(hub=hub) in message
 
 
 def test_without_a_network_the_hub_is_not_tried_for_a_minute(

@@ -15,6 +15,7 @@ from gpupool.engines.transformers import TransformersEngine
 from gpupool.errors import ConfigError
 from gpupool.settings import Settings
 from tests.demo_model import gguf_path, model_folder
+from tests.refusing_hub import refusing_hub
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -115,6 +116,20 @@ def test_model_id_that_is_not_cached_is_refused_offline(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "not in the local cache" in refusal("nobody/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("error_code", "reason"),
+    [
+        ("GatedRepo", "the model is gated; accept its terms on its page and set HF_TOKEN"),
+        ("RepoNotFound", "no such model; check the id, or set HF_TOKEN if it is private"),
+        ("RevisionNotFound", "the model has no such --revision"),
+        ("EntryNotFound", "transformers cannot read it: "),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(error_code: str, reason: str, tmp_path: Path) -> None:
+    with refusing_hub(error_code, tmp_path):
+        assert f"--model_name 'org/model': {reason}" in refusal("org/model", "--revision", "v9")
 
 
 def test_without_a_network_the_hub_is_not_tried_for_a_minute(
