@@ -217,6 +217,12 @@ def test_a_stopped_pool_leaves_nothing_running(number: int, tmp_path: Path) -> N
 def test_the_master_never_imports_what_a_worker_does(tmp_path: Path) -> None:
     with Pool(tmp_path, "--model_name", "M", "--infer_type", SCRIPTED) as pool:
         pool.wait_ready()
-        maps = Path(f"/proc/{pool.process.pid}/maps").read_text()
-    for library in ("libtorch", "libcuda", "libnvidia-ml"):
-        assert library not in maps
+        assert heavy_libraries(pool.process.pid) == []
+        pool.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload: done" in pool.log(), 30, "the end of a reload")
+        assert heavy_libraries(pool.process.pid) == []
+
+
+def heavy_libraries(pid: int) -> list[str]:
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return [name for name in ("libtorch", "libcuda", "libnvidia-ml") if name in maps]
