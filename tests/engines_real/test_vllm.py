@@ -426,7 +426,7 @@ def test_tokenizing_is_safe_from_many_threads(engine: VllmEngine) -> None:
     assert [found.get_nowait() for _ in range(400)] == [True] * 400
 
 
-# Death. Each of these has an engine of its own.
+# Death. Each of these has an engine of its own; the last test of the file ends the other one.
 
 
 def vllm_processes() -> list[psutil.Process]:
@@ -461,6 +461,7 @@ def start_endless(engine: VllmEngine) -> list[Answer]:
     return answers
 
 
+@pytest.mark.slow
 def test_a_killed_engine_core_ends_every_request(mortal: VllmEngine) -> None:
     answers = start_endless(mortal)
     os.kill(mortal.client.engine_core.resources.engine_manager.processes[0].pid, signal.SIGKILL)
@@ -479,18 +480,6 @@ def test_a_killed_worker_of_an_idle_engine_is_noticed(mortal: VllmEngine) -> Non
     await_true(lambda: mortal.dead_reason)
     await_true(lambda: not mortal._family.alive())
     assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE
-
-
-def test_death_while_requests_run_leaves_no_process(mortal: VllmEngine) -> None:
-    others = {process.pid for process in vllm_processes()}
-    members = {process.pid for process in mortal._family.alive()}
-    answers = start_endless(mortal)
-    began = time.monotonic()
-    mortal.die()
-    assert time.monotonic() - began < 10
-    assert {type(answer.error()) for answer in answers} == {EngineDead}
-    assert len(members) == 2
-    assert {process.pid for process in vllm_processes()} == others - members
 
 
 def test_death_while_loading_ends_the_load() -> None:
@@ -528,3 +517,15 @@ def test_the_planner_finds_room_for_as_many_tokens_as_vllm_logs(engine: VllmEngi
     cache = Cache(model, value_bytes=4, block_size=config.block_size)
     planned = cache.num_tokens(engine.args.kv_cache_memory_bytes, CONTEXT)
     assert planned == config.kv_cache_size_tokens  # the number in its log line
+
+
+def test_death_while_requests_run_leaves_no_process(engine: VllmEngine) -> None:
+    others = {process.pid for process in vllm_processes()}
+    members = {process.pid for process in engine._family.alive()}
+    answers = start_endless(engine)
+    began = time.monotonic()
+    engine.die()
+    assert time.monotonic() - began < 10
+    assert {type(answer.error()) for answer in answers} == {EngineDead}
+    assert len(members) == 2
+    assert {process.pid for process in vllm_processes()} == others - members

@@ -99,6 +99,13 @@ def await_inflight(pool: Pool, count: int) -> None:
     )
 
 
+def await_batches(pool: Pool, count: int) -> None:
+    """Until so many batches are all being run: each keeps a job going in every worker."""
+    wait_until(
+        lambda: all(worker["inflight"] >= count for worker in look(pool)), 10, f"{count} batches"
+    )
+
+
 def probe(pool: Pool, key: str, path: str = "/infer") -> int:
     """The status of a short request."""
     with Client(pool, key) as client:
@@ -261,8 +268,8 @@ def test_requests_that_fail_give_back_what_the_key_may(pool: Pool, key: str) -> 
 def test_a_batch_over_all_workers_counts_once(pool: Pool, key: str) -> None:
     with clients(pool, key, LIMIT) as held:
         for client in held:
-            client.send(num_tokens=25, prompt=["ab"] * 6)
-        wait_until(lambda: all(worker["running"] for worker in look(pool)), 10, "busy workers")
+            client.send(num_tokens=50, prompt=["ab"] * 6)
+        await_batches(pool, LIMIT)
         assert probe(pool, key) == 429
         assert [client.status() for client in held] == [200] * LIMIT
 
@@ -270,8 +277,8 @@ def test_a_batch_over_all_workers_counts_once(pool: Pool, key: str) -> None:
 def test_a_list_of_prompts_of_v1_counts_once(pool: Pool, key: str) -> None:
     with clients(pool, key, LIMIT) as held:
         for client in held:
-            client.send(num_tokens=25, prompt=["ab"] * 6, path="/v1/completions")
-        wait_until(lambda: all(worker["running"] for worker in look(pool)), 10, "busy workers")
+            client.send(num_tokens=50, prompt=["ab"] * 6, path="/v1/completions")
+        await_batches(pool, LIMIT)
         assert probe(pool, key) == 429
         assert [client.status() for client in held] == [200] * LIMIT
 
