@@ -22,11 +22,11 @@ from gpupool import lockdir, machine, note, occupancy, procfs, remains
 from gpupool.errors import ConfigError, GpupoolError
 from gpupool.gpus import Gpu, Links, read_gpus
 from gpupool.holdings import Holdings
+from gpupool.layout import Layout, make_layout
 from gpupool.lease import PORTS_PER_LEASE, HeldNote, Lease
 from gpupool.lockdir import Busy, Locks
 from gpupool.note import Note, Trace
 from gpupool.partition import Slice, best_set, near_cpus
-from gpupool.layout import Layout, make_layout
 from gpupool.settings import Settings, read_settings
 
 __all__ = ["GPUDispatcher", "Grant", "Lease"]

@@ -13,7 +13,8 @@ from gpupool import lockdir
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu, Inventory, read_inventory, select_visible
 from gpupool.partition import Partition, Slice, cut, cut_cpus
-from gpupool.settings import AUTO_GPUS, Settings
+from gpupool.setting_types import AUTO_GPUS
+from gpupool.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from dispatcher import GPUDispatcher
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
-from gpupool.settings import AUTO_GPUS, Settings, env_name, read_settings
+from gpupool.setting_types import AUTO_GPUS
+from gpupool.settings import Settings, env_name, read_settings
 
 EXIT_REFUSED = 2
 
