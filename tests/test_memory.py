@@ -91,6 +91,17 @@ def test_a_configuration_that_cannot_be_read_stops_no_start(
     judge(settings(tmp_path, "meta-llama/Llama-3.2-1B", config=config), 1)
 
 
+def test_a_planner_that_fails_stops_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gpupool.memory.make_plan", fail)
+    said = judge(settings(tmp_path, "meta-llama/Llama-3.2-1B"), 1)
+    assert "the planner failed (ZeroDivisionError())" in (said or "")
+
+
 def test_a_shorter_context_that_was_given_counts(tmp_path: Path) -> None:
     name = "mistralai/Mistral-Nemo-Base-2407"
     assert "--max-model-len" in refusal(settings(tmp_path, name), 2)
