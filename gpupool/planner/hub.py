@@ -18,6 +18,7 @@ from gpupool.planner.tensors import Tensor, read_json
 
 CONFIG = "config.json"
 CONNECT_S = 3.0
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def cached_folder(model_id: str) -> Path | None:
@@ -60,7 +61,7 @@ def fetch_config(model_id: str) -> dict[str, Any]:
         )
     except errors.EntryNotFoundError:
         reason = f"has no {CONFIG}; the planner reads transformers models and GGUF files"
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"cannot be looked up: {' '.join(str(error).split())[:300]}"
     raise ConfigError(f"{asked} {reason}")
 
@@ -77,6 +78,9 @@ def fetch_tensors(model_id: str) -> tuple[Tensor, ...]:
         errors.NotASafetensorsRepoError,
         errors.SafetensorsParsingError,
         OSError,
+        LookupError,
+        TypeError,
+        ValueError,
         httpx.HTTPError,
     ):
         return ()
@@ -90,12 +94,12 @@ def fetch_tensors(model_id: str) -> tuple[Tensor, ...]:
 def is_reachable(endpoint: str) -> bool:
     """Whether the hub answers at all; its client would try for half a minute. Behind a proxy only
     the client itself can tell."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+    if any(os.environ.get(name) for name in PROXIES):
         return True
-    parts = urlsplit(endpoint)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
+        parts = urlsplit(endpoint)
+        port = parts.port or (80 if parts.scheme == "http" else 443)
         socket.create_connection((parts.hostname or "", port), CONNECT_S).close()
-    except OSError:
+    except (OSError, ValueError):  # not reached, or no address at all
         return False
     return True
