@@ -22,11 +22,11 @@ from gpupool import lockdir, machine, note, occupancy, procfs, remains
 from gpupool.errors import ConfigError, GpupoolError
 from gpupool.gpus import Gpu, Links, read_gpus
 from gpupool.holdings import Holdings
+from gpupool.layout import Layout, make_layout
 from gpupool.lease import PORTS_PER_LEASE, HeldNote, Lease
 from gpupool.lockdir import Busy, Locks
 from gpupool.note import Note, Trace
 from gpupool.partition import Slice, best_set, near_cpus
-from gpupool.plan import Plan, make_plan
 from gpupool.settings import Settings, read_settings
 
 __all__ = ["GPUDispatcher", "Grant", "Lease"]
@@ -54,21 +54,21 @@ class GPUDispatcher:
     know nothing of each other but the locks.
     """
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
-        self.plan = plan
-        self.slices = plan.slices
-        self.spares = plan.spares
+    def __init__(self, layout: Layout, settings: Settings) -> None:
+        self.layout = layout
+        self.slices = layout.slices
+        self.spares = layout.spares
         self._settings = settings
         self._pool = f"{os.getpid()}-{procfs.start_ticks(os.getpid())}"
-        self._gpus = (*(gpu for s in plan.slices for gpu in s.gpus), *plan.spares)
-        self._home = {gpu.uuid: s.slot for s in plan.slices for gpu in s.gpus}
-        self._holdings = Holdings(len(plan.slices), len(self._gpus))
+        self._gpus = (*(gpu for s in layout.slices for gpu in s.gpus), *layout.spares)
+        self._home = {gpu.uuid: s.slot for s in layout.slices for gpu in s.gpus}
+        self._holdings = Holdings(len(layout.slices), len(self._gpus))
         self._predecessor_seen: dict[int, float] = {}
 
     @classmethod
     def for_settings(cls, settings: Settings) -> GPUDispatcher:
-        """Take the inventory and plan. Blocks on the driver; ConfigError if it cannot be done."""
-        return cls(make_plan(settings), settings)
+        """Take the inventory and cut it. Blocks on the driver; ConfigError if it cannot be done."""
+        return cls(make_layout(settings), settings)
 
     def with_settings(self, settings: Settings) -> GPUDispatcher:
         """The same pool's dispatcher for workers with other settings: all that is shared stays
@@ -112,20 +112,20 @@ class GPUDispatcher:
 
     def holder(self, uuid: str) -> Note | None:
         """The note of the process that holds a GPU, of whatever pool; None where none is known."""
-        notes = note.read_notes(self.plan.lock_dir, uuid) if self.plan.lock_dir else []
+        notes = note.read_notes(self.layout.lock_dir, uuid) if self.layout.lock_dir else []
         return next((found for found in notes if found.is_held), None)
 
     def _acquire(self, home: Slice) -> Grant:
-        if self.plan.lock_dir is None:
+        if self.layout.lock_dir is None:
             return Grant(self._new_lease(home, Locks((), (), os.getpid())))
-        grant = self._try_home(home, self.plan.lock_dir)
+        grant = self._try_home(home, self.layout.lock_dir)
         if grant.lease or self._is_ending(home):
             return grant
         # The guardian of the slot's last worker may have let go between the two looks.
-        grant = self._try_home(home, self.plan.lock_dir)
+        grant = self._try_home(home, self.layout.lock_dir)
         if grant.lease:
             return grant
-        locks, chosen = self._lock_substitutes(home, self.plan.lock_dir)
+        locks, chosen = self._lock_substitutes(home, self.layout.lock_dir)
         if not chosen:
             return grant
         found = self._grant(Slice(home.slot, chosen, near_cpus(chosen)), locks)
@@ -148,8 +148,8 @@ class GPUDispatcher:
     def _grant(self, gpu_slice: Slice, locks: Locks) -> Grant:
         """A lease on GPUs whose locks are held, unless somebody uses them nevertheless."""
         try:
-            assert self.plan.lock_dir is not None
-            found = {g.uuid: note.read_notes(self.plan.lock_dir, g.uuid) for g in gpu_slice.gpus}
+            assert self.layout.lock_dir is not None
+            found = {g.uuid: note.read_notes(self.layout.lock_dir, g.uuid) for g in gpu_slice.gpus}
             before = remains.dead_traces(n for notes in found.values() for n in notes)
             now = read_gpus(gpu_slice.gpus)
             for gpu in now.values():
@@ -157,7 +157,7 @@ class GPUDispatcher:
                     locks.release()
                     return Grant(None, reason)
             lease = self._new_lease(gpu_slice, locks, before)
-            self._write_notes(lease, self.plan.lock_dir)
+            self._write_notes(lease, self.layout.lock_dir)
             self._holdings.publish(gpu_slice.slot, self._positions(gpu_slice.gpus))
             lease.on_release = lambda: self._holdings.clear(gpu_slice.slot)
             return Grant(lease)
@@ -187,12 +187,12 @@ class GPUDispatcher:
 
         Its guardian lets go within moments; a move to a spare GPU would be for nothing.
         """
-        assert self.plan.lock_dir is not None
+        assert self.layout.lock_dir is not None
         for gpu in home.gpus:
-            last = next(iter(note.read_notes(self.plan.lock_dir, gpu.uuid)), None)
+            last = next(iter(note.read_notes(self.layout.lock_dir, gpu.uuid)), None)
             if last is None or (last.pool, last.slot) != (self._pool, home.slot):
                 continue
-            if last.ended_s is None and lockdir.is_locked(self.plan.lock_dir, gpu):
+            if last.ended_s is None and lockdir.is_locked(self.layout.lock_dir, gpu):
                 seen = self._predecessor_seen.setdefault(last.trace.pid, time.monotonic())
                 return time.monotonic() - seen < PREDECESSOR_WAIT_S
         return False
@@ -232,8 +232,8 @@ class GPUDispatcher:
 
     def _is_held_outside(self, gpu: Gpu) -> bool:
         """Whether somebody else than this pool holds a locked GPU, as far as the notes tell."""
-        assert self.plan.lock_dir is not None
-        notes = note.read_notes(self.plan.lock_dir, gpu.uuid)
+        assert self.layout.lock_dir is not None
+        notes = note.read_notes(self.layout.lock_dir, gpu.uuid)
         return bool(notes) and notes[0].pool != self._pool
 
     def _explain_busy(self, gpus: tuple[Gpu, ...], busy: Busy) -> str:
@@ -249,7 +249,7 @@ class GPUDispatcher:
 
     @property
     def _links(self) -> Links:
-        return self.plan.inventory.links if self.plan.inventory else {}
+        return self.layout.inventory.links if self.layout.inventory else {}
 
     def _positions(self, gpus: tuple[Gpu, ...]) -> list[int]:
         chosen = {gpu.uuid for gpu in gpus}
@@ -259,11 +259,11 @@ class GPUDispatcher:
         """The first of PORTS_PER_LEASE ports that no other lease of the machine has: GPUs are
         leased to one, so their place on the machine says which. Pools without GPUs are told
         apart by their own port."""
-        if not gpu_slice.gpus or self.plan.inventory is None:
+        if not gpu_slice.gpus or self.layout.inventory is None:
             ports, place = CPU_PORTS, self._settings.port * 16 + gpu_slice.slot
         else:
             uuids = {gpu.uuid for gpu in gpu_slice.gpus}
-            all_gpus = enumerate(self.plan.inventory.gpus)
+            all_gpus = enumerate(self.layout.inventory.gpus)
             ports, place = GPU_PORTS, min(i for i, gpu in all_gpus if gpu.uuid in uuids)
         return ports[place * PORTS_PER_LEASE % len(ports)]
 
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = options.pop("json")
     try:
         settings = read_settings(**{k: v for k, v in options.items() if v is not None})
-        report = machine.describe(make_plan(settings), settings)
+        report = machine.describe(make_layout(settings), settings)
     except ConfigError as error:
         print(f"dispatcher: {error}", file=sys.stderr)
         return 2

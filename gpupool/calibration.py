@@ -13,11 +13,11 @@ from typing import Any
 from gpupool import kept
 from gpupool.engines.base import ModelInfo
 from gpupool.partition import Slice
-from gpupool.planner.advice import Machine
 from gpupool.planner.arguments import read_arguments
 from gpupool.planner.checkpoint import read_checkpoint
 from gpupool.planner.fit import Ask, Fit, fit, with_defaults
 from gpupool.planner.machine import of_gpus
+from gpupool.planner.option import Machine
 from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def remember(settings: Settings, gpu_slice: Slice, model: ModelInfo) -> None:
     if not gpu_slice.gpus or model.kv_cache_tokens is None:
         return
     given = read_arguments(settings.engine_args)
-    if given.unclear or given.quantization:
+    if given.unclear or given.ask.quantization:
         return
     machine = of_gpus(list(gpu_slice.gpus))
     try:

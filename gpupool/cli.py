@@ -10,26 +10,30 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from gpupool.calibration import measured_overheads
 from gpupool.errors import ConfigError
 from gpupool.planner import machine as machines
-from gpupool.planner.advice import Machine, Plan, make_plan
+from gpupool.planner.advice import Plan, make_plan
 from gpupool.planner.checkpoint import Checkpoint, read_checkpoint
-from gpupool.planner.dtypes import kv_value_bytes
+from gpupool.planner.dtypes import check_quantization, kv_value_bytes
 from gpupool.planner.fit import TYPICAL_LENGTH, UTILIZATION, Ask
+from gpupool.planner.option import Machine
 from gpupool.planner.render import render
 from gpupool.planner.report import as_aqua, as_json
 
 EXIT_NO_ROOM = 1
 EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+MAX_TOKENS = 1 << 40  # no context and no batch is longer
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables cut the names of flags
 )
@@ -59,10 +63,14 @@ def plan(
         int | None, _flag("per_proc_gpus", "only this number of GPUs per worker", min=1)
     ] = None,
     max_model_len: Annotated[
-        int | None, _flag("max_model_len", "context; default: the model's own", min=1)
+        int | None,
+        _flag("max_model_len", "context; default: the model's own", min=1, max=MAX_TOKENS),
     ] = None,
     length: Annotated[
-        int, _flag("length", "tokens of a usual request, for how many run at once", min=1)
+        int,
+        _flag(
+            "length", "tokens of a usual request, for how many run at once", min=1, max=MAX_TOKENS
+        ),
     ] = TYPICAL_LENGTH,
     dtype: Annotated[
         str, _flag("dtype", "type of the weights: auto, bfloat16, float16, float32")
@@ -72,10 +80,15 @@ def plan(
         float, _flag("gpu_memory_utilization", "share of a GPU's memory", min=0.01, max=1)
     ] = UTILIZATION,
     max_num_seqs: Annotated[
-        int | None, _flag("max_num_seqs", "sequences in a step; default: vLLM's own", min=1)
+        int | None,
+        _flag("max_num_seqs", "sequences in a step; default: vLLM's own", min=1, max=MAX_TOKENS),
     ] = None,
     max_num_batched_tokens: Annotated[
-        int | None, _flag("max_num_batched_tokens", "tokens in a step; default: vLLM's", min=1)
+        int | None,
+        _flag("max_num_batched_tokens", "tokens in a step; default: vLLM's", min=1, max=MAX_TOKENS),
+    ] = None,
+    quantization: Annotated[
+        str | None, _flag("quantization", "what vLLM makes of 16-bit weights: fp8, mxfp8, ...")
     ] = None,
     enforce_eager: Annotated[bool, _flag("enforce_eager", "no CUDA graphs")] = False,
     cuda_visible_devices: Annotated[
@@ -96,7 +109,9 @@ def plan(
         max_num_batched_tokens=max_num_batched_tokens,
         typical_length=length,
         is_eager=enforce_eager,
+        quantization=quantization,
     )
+    check_quantization(quantization)
     found = read_checkpoint(model_name, dtype)
     kv_value_bytes(kv_cache_dtype, found.subject.model.dtype)
     plans = [
@@ -137,7 +152,7 @@ def _machines(
                 "this machine has no GPU to plan for; describe one by --gpu '8x A100-80GB' or "
                 "--shape BM.GPU.H100.8"
             )
-        yield here.name, here
+        yield here.name, replace(here, visible=visible)
 
 
 def _shown(
@@ -154,10 +169,19 @@ def _shown(
 def main() -> None:
     """Run the command line; what cannot be is one line on stderr and exit 2."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Abort:
+        code = EXIT_INTERRUPTED
+    except TyperException as error:
+        code = _refuse(f"{error.format_message().rstrip('.')}; see gpupool --help")
     except ConfigError as error:
-        print(f"gpupool: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_REFUSED)
+        code = _refuse(str(error))
+    sys.exit(code)
+
+
+def _refuse(reason: str) -> int:
+    print(f"gpupool: error: {' '.join(reason.split())}", file=sys.stderr)
+    return EXIT_REFUSED
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ FORMATS = {
     12: "d",
 }
 KEPT_ARRAYS = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+MAX_LAYERS = 4096  # arrays up to this may have a number for each layer
 SPLIT_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -46,7 +47,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """A model's files and metadata; of the arrays only the vocabulary's are kept."""
+    """A model's files and metadata; of the long arrays only the vocabulary's are kept."""
 
     files: tuple[Path, ...]  # the parts of a split model in order
     metadata: dict[str, Any] = field(repr=False)
@@ -74,10 +75,12 @@ class GgufModel:
         )
 
     def value(self, key: str, default: int) -> int:
-        """A number of the architecture, such as "block_count"; lists of numbers by their
+        """A number of the architecture, such as "block_count"; of one for each layer the
         largest."""
         found = self.metadata.get(f"{self.architecture}.{key}")
-        return int(found) if isinstance(found, int | float) else default
+        numbers = found if isinstance(found, list) else [found]
+        known = [n for n in numbers if isinstance(n, int | float) and isfinite(n)]
+        return int(max(known)) if known else default
 
 
 def find_gguf(model_name: str) -> tuple[Path, ...]:
@@ -156,7 +159,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], tuple[GgufTensor, ...]]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             reader = _Reader(data)
             return dict(reader.pairs()), tuple(reader.tensors())
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
+    except (struct.error, OSError, LookupError, OverflowError, ValueError) as error:
         raise ConfigError(
             f"{str(path)!r} is not a whole GGUF file ({error}); download it again"
         ) from None
@@ -215,6 +218,7 @@ class _Reader:
         if kind == STRING:
             texts = [self._bytes() for _ in range(length)]
             return texts if keep else None
+        keep = keep or length <= MAX_LAYERS
         layout = f"<{length}{FORMATS[kind]}"
         start, self._at = self._at, self._at + struct.calcsize(layout)
         return list(struct.unpack_from(layout, self._data, start)) if keep else None

@@ -11,40 +11,40 @@ from typing import Any
 
 from gpupool import lockdir, note, occupancy, procfs
 from gpupool.gpus import Gpu
-from gpupool.plan import Plan
+from gpupool.layout import Layout
 from gpupool.settings import Settings
 
 GIB = 1 << 30
 COLUMNS = ("gpu", "name", "memory free/total", "peers", "slice", "holder")
 
 
-def describe(plan: Plan, settings: Settings) -> dict[str, Any]:
+def describe(layout: Layout, settings: Settings) -> dict[str, Any]:
     """Everything the table shows and more, as plain data."""
-    inventory = plan.inventory
-    slot_of = {gpu.uuid: s.slot for s in plan.slices for gpu in s.gpus}
+    inventory = layout.inventory
+    slot_of = {gpu.uuid: s.slot for s in layout.slices for gpu in s.gpus}
     gpus = inventory.gpus if inventory else ()
     return {
         "driver": inventory.driver if inventory else None,
         "cuda": inventory.cuda if inventory else None,
         "cpus": sorted(os.sched_getaffinity(0)),
-        "lock_dir": str(plan.lock_dir) if plan.lock_dir else None,
+        "lock_dir": str(layout.lock_dir) if layout.lock_dir else None,
         "per_proc_gpus": settings.per_proc_gpus,
-        "gpus": [_describe_gpu(gpu, plan, slot_of.get(gpu.uuid)) for gpu in gpus],
+        "gpus": [_describe_gpu(gpu, layout, slot_of.get(gpu.uuid)) for gpu in gpus],
         "slices": [
             {"slot": s.slot, "gpus": [gpu.uuid for gpu in s.gpus], "cpus": list(s.cpus)}
-            for s in plan.slices
+            for s in layout.slices
         ],
-        "spares": [gpu.uuid for gpu in plan.spares],
+        "spares": [gpu.uuid for gpu in layout.spares],
     }
 
 
-def _describe_gpu(gpu: Gpu, plan: Plan, slot: int | None) -> dict[str, Any]:
-    assert plan.inventory is not None
-    assert plan.lock_dir is not None
+def _describe_gpu(gpu: Gpu, layout: Layout, slot: int | None) -> dict[str, Any]:
+    assert layout.inventory is not None
+    assert layout.lock_dir is not None
     links = {
         other.index: link.label
-        for other in plan.inventory.gpus
-        if (link := plan.inventory.links.get(frozenset((gpu.uuid, other.uuid)))) is not None
+        for other in layout.inventory.gpus
+        if (link := layout.inventory.links.get(frozenset((gpu.uuid, other.uuid)))) is not None
     }
     return {
         "index": gpu.index,
@@ -56,9 +56,9 @@ def _describe_gpu(gpu: Gpu, plan: Plan, slot: int | None) -> dict[str, Any]:
         "numa_node": gpu.numa_node,
         "peers": links,
         "slice": slot,
-        "is_spare": gpu.uuid in {spare.uuid for spare in plan.spares},
+        "is_spare": gpu.uuid in {spare.uuid for spare in layout.spares},
         "fault": gpu.fault,
-        "holder": _holder(plan.lock_dir, gpu),
+        "holder": _holder(layout.lock_dir, gpu),
         "used_by": [] if occupancy.is_free(gpu) else [procfs.describe(p) for p, _ in gpu.processes],
     }
 

@@ -203,12 +203,15 @@ def _read_whole(index: int, handle: Any) -> Gpu:
 
 
 def _memory(handle: Any) -> tuple[int, int]:
-    """(total, free) bytes; the second version leaves the driver's own part out of "used"."""
+    """(total, free) bytes as CUDA has them: without what the driver keeps for itself, which only
+    the second version tells apart (an H100 of 81559 MiB has 551 of them)."""
     import pynvml
 
     info = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2, default=None)
-    if info is None:
-        info = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, default=None)
+    if info is not None:
+        total = int(info.total) - int(info.reserved)
+        return total, total - int(info.used)
+    info = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, default=None)
     if info is None:  # devices that share the machine's memory have none of their own
         return 0, 0
     return int(info.total), int(info.total) - int(info.used)

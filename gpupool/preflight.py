@@ -21,7 +21,8 @@ from pathlib import Path
 from dispatcher import GPUDispatcher
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
-from gpupool.settings import AUTO_GPUS, ENGINE_NAMES, Settings, env_name, read_settings
+from gpupool.setting_types import AUTO_GPUS, ENGINE_NAMES
+from gpupool.settings import Settings, env_name, read_settings
 
 EXIT_REFUSED = 2
 
@@ -75,7 +76,8 @@ def check(settings: Settings, *, is_running: bool = False) -> Outcome:
         _check_port(settings)
         infer_type = infer_type or default_infer_type(dispatcher)
     # Before the engine's own check, which takes many seconds.
-    warning = memory.judge(settings, settings.per_proc_gpus) if infer_type == "vllm" else None
+    settings = settings.model_copy(update={"infer_type": infer_type})
+    warning = memory.judge(settings, settings.per_proc_gpus)
     import_engine(infer_type).check(settings, settings.per_proc_gpus)
     return Outcome(warning, chosen)
 

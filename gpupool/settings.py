@@ -8,29 +8,31 @@ environment, and a plain `gunicorn -c gunicorn_conf.py` with the same variables 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
 
 from gpupool.errors import ConfigError
-from gpupool.keys import read_key_file
 from gpupool.nearest import nearest_hint
 from gpupool.refusal import explain_file, explain_setting
-
-AUTO_GPUS = 0
-"""per_proc_gpus as long as nobody has chosen: only the preflight ever sees it."""
-
-ENGINE_NAMES = ("vllm", "transformers", "llama_cpp")
+from gpupool.setting_types import (
+    EngineName,
+    GpuCount,
+    GpuList,
+    KeyFile,
+    Keys,
+    LogLevel,
+    MemoryPlan,
+    Names,
+    Words,
+)
 
 
 def _ancestor(env: str, name: str) -> AliasChoices:
@@ -51,21 +53,20 @@ class Settings(BaseSettings):
         description="model to serve: a local folder, a .gguf file or a Hugging Face id",
         json_schema_extra={"flags": ["hf-model-name"], "metavar": "MODEL"},
     )
-    per_proc_gpus: int = Field(
+    per_proc_gpus: GpuCount = Field(
         default=1,
-        ge=0,
         validation_alias=_ancestor("PER_PROC_GPUS", "per_proc_gpus"),
         description="GPUs per worker, or auto: as few as the model fits; on a machine without GPUs "
         "only 1 is possible",
     )
-    infer_type: str = Field(
+    infer_type: EngineName = Field(
         default="",
         validation_alias=_ancestor("INFER_TYPE", "infer_type"),
         description="vllm, transformers, llama_cpp (any case) or package.module:EngineClass; "
         "default: vllm where GPUs are, else llama_cpp",
         json_schema_extra={"metavar": "ENGINE"},
     )
-    cuda_visible_devices: str | None = Field(
+    cuda_visible_devices: GpuList | None = Field(
         default=None,
         validation_alias=_ancestor("CUDA_VISIBLE_DEVICES", "cuda_visible_devices"),
         description="GPUs to use: indices, GPU- UUIDs or MIG- ids, comma-separated; default: all",
@@ -89,12 +90,12 @@ class Settings(BaseSettings):
         ge=1,
         description="ready workers that make the service started for systemd",
     )
-    api_key: Annotated[tuple[str, ...], NoDecode] = Field(
+    api_key: Keys = Field(
         default=(),
         description="key that clients must send (Authorization: Bearer KEY); repeatable; no commas",
         json_schema_extra={"metavar": "KEY", "repeatable": True},
     )
-    api_key_file: Path | None = Field(
+    api_key_file: KeyFile | None = Field(
         default=None,
         description="file with a key on each line, plain or as sha256:HEX; it is read again when "
         "it changes",
@@ -112,13 +113,13 @@ class Settings(BaseSettings):
         description="prompt and generated tokens that one key may use within a minute, before a "
         "further request is a 429; 0: no limit",
     )
-    served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
+    served_model_name: Names = Field(
         default=(),
         description="name of the model in the OpenAI API; repeatable, the first is the one that "
         "answers say; default: --model_name; no commas",
         json_schema_extra={"metavar": "NAME", "repeatable": True},
     )
-    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origin: Names = Field(
         default=(),
         description="origin of a web page that may ask from a browser, as https://host:port; * is "
         "any; repeatable; default: none",
@@ -170,7 +171,7 @@ class Settings(BaseSettings):
         description="a load that takes longer is ended and tried again; 0: no limit, for a first "
         "download that takes hours",
     )
-    memory_plan: str = Field(
+    memory_plan: MemoryPlan = Field(
         default="refuse",
         description="when the model certainly does not fit the GPUs: refuse, warn or off",
         json_schema_extra={"metavar": "WHAT"},
@@ -180,8 +181,10 @@ class Settings(BaseSettings):
         description="directory of the GPU leases, shared by all services and users",
         json_schema_extra={"metavar": "FOLDER"},
     )
-    log_level: str = Field(default="info", description="debug, info, warning, error or critical")
-    engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
+    log_level: LogLevel = Field(
+        default="info", description="debug, info, warning, error or critical"
+    )
+    engine_args: Words = Field(
         default=(),
         description="arguments for the engine's own parser; on the command line: what follows --",
         json_schema_extra={"hidden": True},
@@ -200,85 +203,6 @@ class Settings(BaseSettings):
         path = os.environ.get("GPUPOOL_CONFIG")
         yaml = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
         return (init_settings, env_settings, *yaml)
-
-    @field_validator("infer_type")
-    @classmethod
-    def _known_engine(cls, value: str) -> str:
-        if ":" in value:
-            return value
-        name = value.lower().replace("-", "_").replace(".", "_")
-        if name in ("", *ENGINE_NAMES):
-            return name
-        raise ValueError(
-            f"{value!r} is no engine{nearest_hint(name, ENGINE_NAMES)}; "
-            f"use {', '.join(ENGINE_NAMES)} or package.module:EngineClass"
-        )
-
-    @field_validator("per_proc_gpus", mode="before")
-    @classmethod
-    def _auto_is_nobodys_number(cls, value: Any) -> Any:
-        text = str(value).strip().lower()
-        if text == "auto":
-            return AUTO_GPUS
-        if re.fullmatch("0*[1-9][0-9]*", text) is None:
-            raise ValueError("use a number from 1 up, or auto")
-        return value
-
-    @field_validator("memory_plan")
-    @classmethod
-    def _known_plan(cls, value: str) -> str:
-        if value not in ("refuse", "warn", "off"):
-            raise ValueError(f"{value!r} is none of refuse, warn and off")
-        return value
-
-    @field_validator("engine_args", mode="before")
-    @classmethod
-    def _split_engine_args(cls, value: Any) -> Any:
-        return tuple(shlex.split(value)) if isinstance(value, str) else value
-
-    @field_validator("api_key", mode="before")
-    @classmethod
-    def _split_api_keys(cls, value: Any) -> Any:
-        keys = value.split(",") if isinstance(value, str) else value
-        if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
-            raise ValueError("a key must be a string, or a list of them")
-        keys = tuple(key.strip() for key in keys)
-        if not all(key.isascii() and key.isprintable() and key for key in keys):
-            # Never shown: it may be most of the right one.
-            raise ValueError("a key must be printable ASCII, not empty, without commas")
-        return keys
-
-    @field_validator("api_key_file")
-    @classmethod
-    def _has_keys(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            try:
-                read_key_file(value)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
-        return value
-
-    @field_validator("served_model_name", "cors_origin", mode="before")
-    @classmethod
-    def _split_list(cls, value: Any) -> Any:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(
-            isinstance(item, str) and item.strip() for item in items
-        ):
-            raise ValueError("send a string that is not empty, or a list of them")
-        return tuple(item.strip() for item in items)
-
-    @field_validator("cuda_visible_devices")
-    @classmethod
-    def _no_empty_list(cls, value: str | None) -> str | None:
-        return value.strip() if value is not None else None
-
-    @field_validator("log_level")
-    @classmethod
-    def _known_level(cls, value: str) -> str:
-        if value.lower() not in ("debug", "info", "warning", "error", "critical"):
-            raise ValueError(f"{value!r} is no level; use debug, info, warning, error or critical")
-        return value.lower()
 
 
 def read_settings(**overrides: Any) -> Settings:

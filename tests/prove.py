@@ -3,7 +3,8 @@
 `python -m tests.prove [NAME ...]`.
 
 Each patch in tests/mutants/ starts with "# promise:" and "# test:" lines. The test must pass on
-a copy of the tree and fail on the copy with the patch applied.
+a copy of the tree and fail on the copy with the patch applied. Two copies are at work side by side;
+tests that measure time come after all others, alone.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import psutil
 
 ROOT = Path(__file__).parent.parent
 TESTS_FAILED = 1  # pytest's exit code; any other means that the test did not run
+NUM_COPIES = 2
 
 
 def copy_tree(target: Path) -> None:
@@ -58,25 +66,49 @@ def end_leftovers(tree: Path) -> None:
             continue
 
 
-def prove(patch: Path, tree: Path, passed: set[str]) -> str | None:
-    """What is wrong with a mutant's proof, or None."""
-    node = re.search(r"^# test: (\S+)", patch.read_text(), re.MULTILINE)
-    if node is None or "# promise:" not in patch.read_text():
-        return "has no '# promise:' or '# test:' line"
-    if node[1] not in passed:
-        done = run_test(tree, node[1])
-        if done.returncode:
-            return f"the test does not pass without it\n{done.stdout[-3000:]}"
-        passed.add(node[1])
-    applied = ["git", "apply", str(patch)]
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A patch, and the test that it must turn red."""
+
+    patch: Path
+    node: str
+
+
+def read_mutant(patch: Path) -> Mutant | None:
+    text = patch.read_text()
+    node = re.search(r"^# test: (\S+)", text, re.MULTILINE)
+    return Mutant(patch, node[1]) if node and "# promise:" in text else None
+
+
+def quiet_tests() -> set[str]:
+    """The ids, without parameters, of all tests that measure time."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "quiet"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
+
+
+def prove(mutants: Sequence[Mutant], tree: Path) -> Iterator[tuple[Mutant, str | None]]:
+    """What is wrong with the proof of each mutant of one test, or None."""
+    done = run_test(tree, mutants[0].node)
+    end_leftovers(tree)
+    if done.returncode:
+        what = f"the test does not pass without it\n{done.stdout[-3000:]}"
+        yield from ((mutant, what) for mutant in mutants)
+        return
+    for mutant in mutants:
+        yield mutant, _prove(mutant, tree)
+
+
+def _prove(mutant: Mutant, tree: Path) -> str | None:
+    applied = ["git", "apply", str(mutant.patch)]
     done = subprocess.run(applied, cwd=tree, check=False, capture_output=True, text=True)
     if done.returncode:
         return f"does not apply: {done.stderr}"
     try:
-        done = run_test(tree, node[1])
+        done = run_test(tree, mutant.node)
     finally:
         end_leftovers(tree)
-        subprocess.run(["git", "apply", "--reverse", str(patch)], cwd=tree, check=True)
+        subprocess.run(["git", "apply", "--reverse", str(mutant.patch)], cwd=tree, check=True)
     if done.returncode != TESTS_FAILED:
         return (
             f"the test stays green with it (pytest exit {done.returncode})\n{done.stdout[-2000:]}"
@@ -84,21 +116,57 @@ def prove(patch: Path, tree: Path, passed: set[str]) -> str | None:
     return None
 
 
+class Report:
+    """Prints each proof when it is there. Any thread."""
+
+    def __init__(self) -> None:
+        self.num_passed = self.num_failed = 0
+        self._lock = threading.Lock()
+
+    def add(self, name: str, problem: str | None) -> None:
+        with self._lock:
+            self.num_passed += problem is None
+            self.num_failed += problem is not None
+            print(f"{'FAIL' if problem else 'red '} {name}", problem or "", flush=True)
+
+
+def work(jobs: SimpleQueue[list[Mutant]], report: Report) -> None:
+    """Prove what is left of the jobs, in a copy of one's own."""
+    with tempfile.TemporaryDirectory(prefix="gpupool-prove-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        with suppress(Empty):
+            while True:
+                for mutant, problem in prove(jobs.get_nowait(), tree):
+                    report.add(mutant.patch.stem, problem)
+
+
+def run(groups: Iterable[list[Mutant]], num_copies: int, report: Report) -> None:
+    jobs: SimpleQueue[list[Mutant]] = SimpleQueue()
+    for group in groups:
+        jobs.put(group)
+    with ThreadPoolExecutor(num_copies) as threads:
+        for copy in [threads.submit(work, jobs, report) for _ in range(num_copies)]:
+            copy.result()
+
+
 def main(names: list[str]) -> int:
     patches = sorted(Path(__file__).parent.joinpath("mutants").glob("*.patch"))
     if names:
         patches = [patch for patch in patches if any(name in patch.name for name in names)]
-    failed = 0
-    with tempfile.TemporaryDirectory(prefix="gpupool-prove-") as folder:
-        tree = Path(folder)
-        copy_tree(tree)
-        passed: set[str] = set()
-        for patch in patches:
-            problem = prove(patch, tree, passed)
-            failed += problem is not None
-            print(f"{'FAIL' if problem else 'red '} {patch.stem}", problem or "", flush=True)
-    print(f"{len(patches) - failed} passed, {failed} failed")
-    return int(failed > 0 or not patches)
+    report, by_test = Report(), dict[str, list[Mutant]]()
+    for patch in patches:
+        mutant = read_mutant(patch)
+        if mutant is None:
+            report.add(patch.stem, "has no '# promise:' or '# test:' line")
+        else:
+            by_test.setdefault(mutant.node, []).append(mutant)
+    quiet = quiet_tests()
+    alone = {node for node in by_test if node.partition("[")[0] in quiet}
+    run((group for node, group in by_test.items() if node not in alone), NUM_COPIES, report)
+    run((by_test[node] for node in sorted(alone)), 1, report)
+    print(f"{report.num_passed} passed, {report.num_failed} failed")
+    return int(report.num_failed > 0 or not patches)
 
 
 if __name__ == "__main__":

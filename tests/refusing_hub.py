@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpupool.hub import PROXIES
+
 REFUSALS = {
     "GatedRepo": 403,
     "RepoNotFound": 404,
@@ -41,6 +43,8 @@ def refusing_hub(error_code: str, cache: Path) -> Iterator[str]:
     thread.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
+            for name in PROXIES:
+                patch.delenv(name, raising=False)
             constants = "huggingface_hub.constants."
             template = address + "/{repo_id}/resolve/{revision}/{filename}"
             patch.setattr(f"{constants}ENDPOINT", address)

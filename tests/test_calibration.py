@@ -14,9 +14,9 @@ from gpupool.calibration import measured_overhead, measured_overheads, remember
 from gpupool.engines.base import ModelInfo
 from gpupool.gpus import Gpu
 from gpupool.partition import Slice
-from gpupool.planner.advice import Machine
 from gpupool.planner.fit import GIB, MIB, Ask, Card, fit
 from gpupool.planner.machine import of_gpus
+from gpupool.planner.option import Machine
 from gpupool.settings import Settings
 from tests.plan_models import PUBLISHED, model
 
@@ -48,7 +48,7 @@ def test_what_is_neither_weights_nor_cache_is_the_overhead() -> None:
     planned = fit(model("Qwen2.5-7B-Instruct"), card, 1, Ask())
     as_planned = measured_overhead(planned, planned.num_tokens, planned.max_model_len)
     # vLLM gives whole blocks to its cache.
-    assert as_planned == pytest.approx(planned.estimated_bytes, abs=16 * 57344)
+    assert as_planned == pytest.approx(planned.estimated.num_bytes, abs=16 * 57344)
     fewer = measured_overhead(planned, planned.num_tokens - 10_000, planned.max_model_len)
     assert fewer - as_planned == pytest.approx(10_000 * 57344, rel=0.001)
 

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from gpupool import cli
+from gpupool.planner.arguments import read_arguments
+from gpupool.planner.fit import Ask
+from gpupool.settings import read_settings
 from tests.demo_model import gguf_path, model_folder
-from tests.plan_examples import DOCUMENT, rendered
+from tests.machine import fake_machine
+from tests.plan_examples import DOCUMENT, ROOT, rendered
 from tests.plan_models import PUBLISHED
 
 
@@ -86,6 +90,64 @@ def test_what_was_asked_for_is_in_the_start_line(plan: Command, folder: Path) ->
     assert sorted(given) == sorted(asked)
 
 
+def test_the_start_line_is_one_that_start_gunicorn_reads(
+    plan: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "it's a model"
+    folder.mkdir()
+    write(folder, "meta-llama/Meta-Llama-3-70B")
+    asked = ("--max-model-len", 8000, "--gpu-memory-utilization", 0.8, "--dtype", "float16")
+    _, out, _ = plan("--model_name", folder, "--gpu", "8x H100", *asked)
+    [line] = {line.strip() for line in out.splitlines() if "start_gunicorn.sh" in line}
+    environment = started(line, tmp_path)
+    assert environment["HF_MODEL_NAME"] == str(folder)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings()
+    assert (settings.per_proc_gpus, settings.infer_type) == (4, "vllm")
+    given = read_arguments(settings.engine_args).ask
+    assert given == Ask(max_model_len=8000, gpu_memory_utilization=0.8, dtype="float16")
+
+
+def started(line: str, tmp_path: Path) -> dict[str, str]:
+    """The settings with which a start line would become gunicorn."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = gunicorn ] && exec env -0\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    env = {"PATH": f"{python.parent}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=env, check=True, capture_output=True)
+    pairs = [pair.split("=", 1) for pair in done.stdout.decode().split("\0") if pair]
+    return {
+        name: value
+        for name, value in pairs
+        if name.startswith(("GPUPOOL_", "HF_", "INFER_", "PER_", "CUDA_"))
+    }
+
+
+def test_the_gpus_that_were_asked_for_are_in_the_start_line(
+    plan: Command, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gpus").mkdir()
+    with fake_machine(tmp_path / "gpus", gpus=3) as machine:
+        machine.preload()
+        _, out, _ = plan("--model_name", folder, "--cuda_visible_devices", "0,2")
+    assert "--per_proc_gpus 2 --infer_type vllm --cuda_visible_devices 0,2\n" in out
+
+
+def test_llama_cpp_is_told_its_own_arguments(plan: Command) -> None:
+    _, out, _ = plan("--model_name", gguf_path(), "--gpu", "A10", "--max_model_len", 2048)
+    assert "--infer_type llama_cpp -- --ctx-size 65536 --parallel 32\n" in out
+
+
+def test_all_parts_of_the_memory_are_shown(plan: Command, folder: Path) -> None:
+    _, out, _ = plan("--model_name", folder, "--gpu", "2x A100-80GB")
+    assert "KV cache: 320.0 KiB for a token\n" in out
+    assert "overhead with 2 GPU(s), estimated: CUDA 0.5 GiB, one step 1.1 GiB, CUDA graphs" in out
+
+
 def test_underscores_and_hyphens_are_the_same(plan: Command, folder: Path) -> None:
     ways = (("--model_name", "--max_model_len"), ("--model-name", "--max-model-len"))
     first, second = (plan(a, folder, "--gpu", "2x H100", b, 4096) for a, b in ways)
@@ -106,6 +168,12 @@ def test_without_room_the_exit_code_says_so(plan: Command, folder: Path) -> None
         (("--gpu", "A10", "--shape", "BM.GPU.H100.8"), "give one of them"),
         (("--gpu", "A10", "--dtype", "bfloat61"), "did you mean 'bfloat16'?"),
         (("--gpu", "A10", "--kv_cache_dtype", "fp9"), "did you mean 'fp8'?"),
+        (("--gpu", "A10", "--quantization", "fp9"), "did you mean 'fp8'?"),
+        (("--gpu", "A10", "--max_model_len", "0"), "--max_model_len"),
+        (("--gpu", "A10", "--max_model_len", "9" * 400), "--max_model_len"),
+        (("--gpu", "A10", "--length", "many"), "--length"),
+        (("--gpu", "A10", "--gpu_memory_utilization", "nan"), "--gpu_memory_utilization"),
+        (("--gpus", "A10"), "No such option: --gpus"),
     ],
 )
 def test_what_cannot_be_is_one_line(

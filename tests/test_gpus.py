@@ -29,6 +29,12 @@ def inventory() -> Inventory:
     return found
 
 
+def test_what_the_driver_keeps_is_nobodys_memory(machine: Machine) -> None:
+    machine.set_gpu(0, total=80 * GIB, reserved=GIB, used=3 * GIB)
+    [gpu] = inventory().gpus
+    assert (gpu.total_bytes, gpu.free_bytes) == (79 * GIB, 76 * GIB)
+
+
 def test_inventory_tells_what_nvml_tells(machine: Machine) -> None:
     machine.set_line("driver", "570.12.01")
     machine.set_line("cuda", "12080")

@@ -6,12 +6,12 @@ import socket
 
 import pytest
 
-from gpupool.hub import is_reachable
+from gpupool.hub import PROXIES, is_reachable
 
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+    for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -26,6 +26,14 @@ def test_who_does_not_listen_is_not() -> None:
         assert not is_reachable(f"http://127.0.0.1:{closed.getsockname()[1]}/a/mirror")
 
 
-def test_behind_a_proxy_only_the_client_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
-    assert is_reachable("http://127.0.0.1:1")
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_proxy_is_asked_in_place_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv(name, f"127.0.0.1:{server.getsockname()[1]}")
+        assert is_reachable("https://hub.invalid")
+    assert not is_reachable("https://hub.invalid")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:port", "http://", ""])
+def test_what_is_no_address_is_not_reachable(endpoint: str) -> None:
+    assert not is_reachable(endpoint)

@@ -32,7 +32,10 @@ PLANNER |= {
     f"gpupool.planner.{name}"
     for name in ("model", "fields", "dtypes", "families", "weights", "vision", "config")
 }
-FITTING = PLANNER | {f"gpupool.planner.{name}" for name in ("kv_cache", "split", "fit", "advice")}
+FITTING = PLANNER | {
+    f"gpupool.planner.{name}"
+    for name in ("kv_cache", "split", "fit", "option", "remedies", "advice")
+}
 PURE: dict[str, set[str]] = {
     "gpupool.planner.config": PLANNER,
     **dict.fromkeys(sorted(FITTING - {"gpupool.nearest"}), FITTING),

@@ -91,6 +91,17 @@ def test_a_configuration_that_cannot_be_read_stops_no_start(
     judge(settings(tmp_path, "meta-llama/Llama-3.2-1B", config=config), 1)
 
 
+def test_a_planner_that_fails_stops_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gpupool.memory.make_plan", fail)
+    said = judge(settings(tmp_path, "meta-llama/Llama-3.2-1B"), 1)
+    assert "the planner failed (ZeroDivisionError())" in (said or "")
+
+
 def test_a_shorter_context_that_was_given_counts(tmp_path: Path) -> None:
     name = "mistralai/Mistral-Nemo-Base-2407"
     assert "--max-model-len" in refusal(settings(tmp_path, name), 2)
@@ -113,6 +124,9 @@ def test_weights_made_smaller_while_loading_count(tmp_path: Path) -> None:
         ("--hf-overrides.num_hidden_layers", "2"),
         ("--max-model-len", "auto"),
         ("--dtype", "unheard"),
+        ("--max-model", "2048"),  # vLLM completes what is begun
+        ("-pp", "2"),
+        ("--gpu-memory-utilization", "0"),
         ("--gpu-memory-utilization", "much"),
     ],
 )
@@ -120,6 +134,32 @@ def test_what_the_planner_cannot_judge_it_leaves_to_the_engine(
     tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     assert judge(settings(tmp_path, "meta-llama/Llama-3.1-405B", *arguments), 1) is None
+
+
+def test_an_unknown_way_of_quantising_is_only_in_doubt(tmp_path: Path) -> None:
+    asked = settings(tmp_path, "Qwen/Qwen2.5-32B-Instruct", "--quantization", "torchao")
+    assert "does not fit" in (judge(asked, 1) or "")
+
+
+def of_engine(asked: Settings, engine: str) -> Settings:
+    return asked.model_copy(update={"infer_type": engine})
+
+
+def test_other_engines_cannot_load_weights_that_no_gpu_holds(tmp_path: Path) -> None:
+    asked = of_engine(settings(tmp_path, "Qwen/Qwen2.5-32B-Instruct"), "transformers")
+    said = refusal(asked, 1)
+    assert "of 22.5 GiB on each, weights take 61.0 GiB. What would help: 4 GPUs" in said
+    # Its device map puts on the CPU what several GPUs do not hold.
+    assert "does not fit 2 x" in (judge(asked, 2) or "")
+    assert judge(asked, 4) is None
+    with_arguments = settings(tmp_path, "Qwen/Qwen2.5-32B-Instruct", "--device-map", "cpu")
+    assert judge(of_engine(with_arguments, "transformers"), 1) is None
+
+
+def test_other_engines_take_what_room_there_is_for_the_context(tmp_path: Path) -> None:
+    asked = settings(tmp_path, "Qwen/Qwen2.5-7B-Instruct", config={"max_position_embeddings": 1e9})
+    assert judge(of_engine(asked, "transformers"), 1) is None
+    assert judge(of_engine(asked, "saas_of_somebody:Engine"), 1) is None
 
 
 def test_arguments_are_read_as_vllm_reads_them() -> None:

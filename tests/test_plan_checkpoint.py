@@ -116,6 +116,13 @@ def test_floats_are_loaded_as_the_models_type(tmp_path: Path) -> None:
     assert read_bytes(read_checkpoint(str(path), "float32")) == 400
 
 
+def test_scales_of_quantised_weights_stay_as_stored(tmp_path: Path) -> None:
+    tensors = {"x.weight": ("F32", 10), "x.weight.absmax": ("F32", 100)}
+    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path = folder(tmp_path / "m", tensors, quantization_config=quantized)
+    assert read_bytes(read_checkpoint(str(path))) == 20 + 400
+
+
 def test_a_tied_head_is_not_loaded_again(tmp_path: Path) -> None:
     tensors = {"model.embed_tokens.weight": ("BF16", 40), "lm_head.weight": ("BF16", 40)}
     for is_tied, expected in ((True, 80), (False, 160)):
@@ -146,11 +153,51 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, length: int) -> None:
     assert "not a whole safetensors file" in refusal(path.parent)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000], ids=lambda c: repr(c[:2])
+)
 def test_a_configuration_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
     path = folder(tmp_path / "m", {})
     (path / "config.json").write_bytes(content)
     assert "config.json" in refusal(path)
+
+
+DAMAGED: dict[str, bytes] = {
+    "a length of 8 EiB": struct.pack("<Q", 1 << 63),
+    "longer than the file": struct.pack("<Q", 90_000_000) + b"{}",
+    "no object": struct.pack("<Q", 4) + b"null",
+    "bottomless": struct.pack("<Q", 100_000) + b"[" * 100_000,
+}
+NO_TENSORS: dict[str, object] = {
+    "nothing": None,
+    "no shape": {"dtype": "BF16", "data_offsets": [0, 2]},
+    "a shape of text": {"dtype": "BF16", "shape": ["a"], "data_offsets": [0, 2]},
+    "negative": {"dtype": "BF16", "shape": [-1], "data_offsets": [0, 2]},
+    "backwards": {"dtype": "BF16", "shape": [1], "data_offsets": [2, 0]},
+    "a type of lists": {"dtype": [[]], "shape": [1], "data_offsets": [0, 2]},
+}
+for kind, described in NO_TENSORS.items():
+    text = json.dumps({"a": described}).encode()
+    DAMAGED[kind] = struct.pack("<Q", len(text)) + text + bytes(64)
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_header_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = folder(tmp_path / "m", {})
+    (path / "model.safetensors").write_bytes(content)
+    assert "not a whole safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b'{"weight_map": 3}', b'{"weight_map": {"a": [1], "b": 2}}'])
+def test_an_index_without_files_leaves_the_configuration(tmp_path: Path, content: bytes) -> None:
+    path = folder(tmp_path / "m", {"a": ("BF16", 10)})
+    (path / "model.safetensors.index.json").write_bytes(content)
+    assert read_checkpoint(str(path)).source == "config.json alone"
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nobody-of-this-name/model"])
+def test_a_name_that_is_no_path_is_one_line(name: str) -> None:
+    assert "is no path" in refusal(name)
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:

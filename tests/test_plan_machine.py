@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu
-from gpupool.planner.advice import Subject, make_plan
+from gpupool.planner.advice import make_plan
 from gpupool.planner.fit import GIB, MIB, Ask
 from gpupool.planner.machine import here, of_cards, of_gpus, of_shape, shapes
+from gpupool.planner.option import Subject
 from tests.machine import fake_machine
 from tests.plan_models import model
 
+DATA = files("gpupool.planner").joinpath("machines.json").read_text()
+
 
 @pytest.mark.parametrize(
-    ("asked", "count", "mib"),
+    ("asked", "count", "gib"),
     [
-        ("8x A100-80GB", 8, 81920),
-        ("2 x H100", 2, 81559),
-        ("H200", 1, 143771),
-        ("4xA10", 4, 23028),
-        ("1x NVIDIA GeForce RTX 4090", 1, 24564),
-        ("2* l40s", 2, 46068),
+        ("8x A100-80GB", 8, 79.14),
+        ("2 x H100", 2, 79.11),
+        ("H200", 1, 139.81),
+        ("4xA10", 4, 22.18),
+        ("1x NVIDIA GeForce RTX 4090", 1, 23.52),
+        ("2* l40s", 2, 44.53),
     ],
 )
-def test_cards_have_the_memory_that_nvidia_smi_shows(asked: str, count: int, mib: int) -> None:
+def test_cards_have_the_memory_that_cuda_has(asked: str, count: int, gib: float) -> None:
     machine = of_cards(asked)
-    assert [card.total_bytes for card in machine.cards] == [mib * MIB] * count
+    assert [card.total_bytes for card in machine.cards] == [int(gib * GIB)] * count
+
+
+@pytest.mark.parametrize("name", json.loads(DATA)["cards"])
+def test_the_driver_keeps_some_of_what_nvidia_smi_shows(name: str) -> None:
+    shown = json.loads(DATA)["cards"][name]["mib"] * MIB
+    assert 0.95 * shown < of_cards(name).cards[0].total_bytes < 0.998 * shown
 
 
 def test_an_unknown_card_has_the_memory_of_its_name() -> None:
     assert of_cards("2x Some Card 48GB").cards[0].total_bytes == 48_000_000_000
 
 
-@pytest.mark.parametrize("asked", ["0x A100", "", "8x", "65x A100", "2x Mystery", "48GB"])
+@pytest.mark.parametrize("asked", ["0x A100", "", "8x", "65x A100", "2x Mystery", "48GB", "X-0GB"])
 def test_what_is_no_card_is_refused(asked: str) -> None:
     with pytest.raises(ConfigError, match="--gpu") as raised:
         of_cards(asked)
@@ -45,7 +56,7 @@ def test_what_is_no_card_is_refused(asked: str) -> None:
 def test_a_shape_is_its_cards() -> None:
     machine = of_shape("bm.gpu.h100.8")
     assert len(machine.cards) == 8
-    assert machine.cards[0].total_bytes == 81559 * MIB
+    assert machine.cards[0].total_bytes == int(79.11 * GIB)
 
 
 # GB as Oracle's documentation has them, for all GPUs of a shape.
@@ -112,6 +123,19 @@ def test_a_worker_gets_one_mig_device(tmp_path: Path) -> None:
     assert found is not None
     subject = Subject("m", model("Llama-3.2-1B"))
     assert [o.fit.num_gpus for o in make_plan(subject, found, Ask()).options] == [1]
+    too_large = make_plan(Subject("m", model("phi-4")), found, Ask(max_model_len=4096))
+    more = {r.what: r.arguments for r in too_large.remedies if "per worker" in r.what}
+    assert more == {"2 GPUs per worker (here: 1)": ""}
+
+
+def test_gpus_in_use_make_fewer_replicas_now(tmp_path: Path) -> None:
+    with fake_machine(tmp_path, gpus=4) as machine:
+        machine.preload()
+        machine.set_gpu(3, used=60 * GIB)
+        found = here(None)
+    assert found is not None
+    options = make_plan(Subject("m", model("Llama-3.2-1B")), found, Ask()).options
+    assert [(o.num_replicas, o.num_now) for o in options] == [(4, 3), (2, 1), (1, 0)]
 
 
 def test_mixed_gpus_are_planned_by_the_smallest() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from gpupool.errors import ConfigError
@@ -141,12 +143,37 @@ def test_an_unknown_family_is_a_llama_in_doubt() -> None:
     assert "new_llm" in found.doubts[0]
 
 
+def test_a_layer_of_which_nothing_is_said_keeps_all_tokens() -> None:
+    found = model("gemma-3-27b-it", layer_types=["sliding_attention"])
+    assert [layer.window for layer in found.layers] == [1024] + [None] * 61
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_dim": 1e300},
+        {"num_key_value_heads": 10**400},
+        {"mlp_only_layers": 3, "num_experts": 4},
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": ["a", 0]}},
+        {"hidden_size": 8},
+        {"rope_scaling": {"type": "linear", "factor": float("nan")}},
+        {"rope_scaling": {"type": "dynamic", "factor": -1e300}},
+    ],
+    ids=str,
+)
+def test_what_no_model_says_is_counted_or_refused(change: dict[str, object]) -> None:
+    with suppress(ConfigError):
+        assert Cache(model("phi-4", **change), value_bytes=2).num_tokens(GIB, 1024) >= 0
+
+
 def test_layers_that_keep_a_state_are_in_doubt() -> None:
     kinds = ["linear_attention", "full_attention"] * 16
     assert "keep a state" in model("Meta-Llama-3-8B", layer_types=kinds).doubts[0]
 
 
-@pytest.mark.parametrize("value", [None, 0, -1, "many", True])
+@pytest.mark.parametrize(
+    "value", [None, 0, -1, "many", True, 10**9, 10**400, float("nan"), float("inf")], ids=str
+)
 def test_a_size_that_cannot_be_is_named(value: object) -> None:
     with pytest.raises(ConfigError, match="num_hidden_layers") as raised:
         read_config(PUBLISHED["microsoft/phi-4"].config | {"num_hidden_layers": value})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from gpupool.planner.advice import Option, Plan, Subject, make_plan
+from gpupool.planner.advice import Plan, make_plan
+from gpupool.planner.arguments import read_arguments
 from gpupool.planner.fit import GIB, Ask, Card, Stored, Verdict, fit
 from gpupool.planner.kv_cache import Cache
 from gpupool.planner.machine import of_cards
+from gpupool.planner.option import Option, Subject
+from gpupool.planner.remedies import FOUR_BITS
 from gpupool.planner.split import refusal, sizes, weight_bytes
 from tests.plan_models import model
 
@@ -220,6 +224,62 @@ def test_remedies_come_with_numbers_and_work() -> None:
     assert "8 GPUs per worker (here: 2)" in texts
     assert any(text.startswith("a 4-bit copy") for text in texts)
     assert all(remedy.fit.weights_bytes < remedy.fit.budget_bytes for remedy in found.remedies)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "ask"),
+    [
+        ("Qwen2.5-32B-Instruct", "2x A10", {}),
+        ("Mistral-Nemo-Base-2407", "L40S", {"max_model_len": 128000}),
+        ("gemma-3-27b-it", "2x L4", {}),
+        ("Mixtral-8x7B-v0.1", "A100-80GB", {}),
+        ("Llama-3.1-405B", "8x H100", {}),
+        ("Meta-Llama-3-8B", "2x T4", {"dtype": "float32"}),
+    ],
+)
+def test_a_plan_with_the_remedy_shows_its_numbers(
+    name: str, gpus: str, ask: dict[str, Any]
+) -> None:
+    subject = Subject(name, replace(model(name), dtype=ask.get("dtype", "bfloat16")))
+    machine, asked = of_cards(gpus), Ask(**ask)
+    found = make_plan(subject, machine, asked)
+    assert found.remedies
+    for remedy in found.remedies:
+        given = read_arguments(remedy.arguments.removeprefix("-- ").split()).ask
+        changed = {
+            field: getattr(given, field)
+            for field in ("max_model_len", "kv_cache_dtype", "quantization", "dtype")
+            if getattr(given, field) != getattr(Ask(), field)
+        }
+        again, num_gpus = subject, remedy.fit.num_gpus
+        if changed.get("dtype"):
+            again = Subject(name, replace(model(name), dtype="bfloat16"))
+        if "4-bit" in remedy.what:
+            again = subject.changed(replace(subject.model, quantization=FOUR_BITS))
+        cards = replace(machine, cards=machine.cards[:1] * max(num_gpus, len(machine.cards)))
+        with_it = make_plan(again, cards, replace(asked, **changed), per_proc_gpus=num_gpus)
+        best = option(with_it, num_gpus)
+        assert best.fit.verdict is Verdict.FITS, remedy.what
+        assert not best.is_shortened
+        assert best.fit.weights_bytes == remedy.fit.weights_bytes
+        assert best.fit.num_tokens == remedy.fit.num_tokens
+
+
+def test_a_context_beyond_the_models_own_is_in_doubt() -> None:
+    assert plan("Meta-Llama-3-8B", "A100", max_model_len=8192).doubts == ()
+    [doubt] = plan("Meta-Llama-3-8B", "A100", max_model_len=8193).doubts
+    assert "vLLM refuses a longer one" in doubt
+
+
+def test_what_is_impossible_names_what_is_not() -> None:
+    found = plan("Qwen2.5-7B-Instruct", "8x A10", per_proc_gpus=3)
+    assert found.why_impossible.endswith("; possible are 1, 2, 4 GPU(s) per worker")
+
+
+def test_other_engines_are_not_told_vllms_arguments() -> None:
+    subject = Subject("m", model("Qwen2.5-32B-Instruct"), engine="llama_cpp")
+    found = make_plan(subject, of_cards("2x A10"), Ask())
+    assert [remedy.what for remedy in found.remedies] == ["8 GPUs per worker (here: 2)"]
 
 
 def test_a_shorter_context_is_a_remedy() -> None:

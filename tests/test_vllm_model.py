@@ -16,6 +16,7 @@ from gpupool.engines.vllm import VllmEngine
 from gpupool.engines.vllm_arguments import parse_arguments
 from gpupool.engines.vllm_model import check_model, require_vllm
 from gpupool.errors import ConfigError
+from gpupool.hub import PROXIES
 from gpupool.settings import Settings
 from tests.demo_model import gguf_path, model_folder
 from tests.refusing_hub import refusing_hub
@@ -88,7 +89,8 @@ def test_without_a_network_the_hub_is_not_tried_for_a_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its client tries six times for each file."""
-    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
     begun = time.monotonic()
     assert f"{NOBODY} cannot be reached" in refusal("no-such-org/no-such-model")

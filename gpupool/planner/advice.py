@@ -4,66 +4,21 @@ none is good enough. Pure; any process."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from gpupool.planner.fit import GIB, Ask, Card, Fit, Stored, Verdict, fit
-from gpupool.planner.model import Model, Quantization
+from gpupool.planner.fit import Ask, Verdict
+from gpupool.planner.option import Machine, Option, Subject, option
+from gpupool.planner.remedies import Remedy, remedies
 from gpupool.planner.split import refusal, sizes
-
-MIN_CONTEXT = 2048
-"""A context is not shortened to less than this; whoever wants less asks for it."""
 
 MIN_BATCH = 8
 """Typical requests at once from which on a replica's GPUs are well used: a step reads all weights
 however few requests it serves."""
 
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The GPUs to plan for."""
-
-    name: str
-    cards: tuple[Card, ...]
-    max_per_worker: int | None = None  # None: all; a process can use only one MIG device
-
-    @property
-    def smallest(self) -> Card:
-        """Of mixed GPUs the smallest decides: every worker gets the same."""
-        return min(self.cards, key=lambda card: card.total_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is to be loaded: the model, and its files where they were read."""
-
-    name: str
-    model: Model
-    stored: Stored | None = None
-    engine: str = "vllm"
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One way to cut the machine's GPUs."""
-
-    fit: Fit
-    num_replicas: int
-    num_spare: int  # GPUs left over
-    is_shortened: bool = False  # with a shorter context than the model has
-
-    @property
-    def works(self) -> bool:
-        """Whether a worker loads, as far as it can be known."""
-        return self.fit.verdict is not Verdict.FAILS
-
-
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """What would make a model fit, with the numbers."""
-
-    what: str
-    arguments: str  # for start_gunicorn.sh; empty where it is no argument
-    fit: Fit
+LLAMA_CPP = (
+    "the overhead is vLLM's; llama.cpp has less, and reserves its KV cache by --ctx-size, which "
+    "all slots share"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +36,25 @@ class Plan:
 
     @property
     def why_impossible(self) -> str:
-        """Of every size that is not possible, in one line."""
-        return "; ".join(why for _, why in self.refusals)
+        """Of every size that is not possible, in one line, and which are."""
+        most = max(self.machine.most, *(count for count, _ in self.refusals))
+        possible = ", ".join(map(str, sizes(self.subject.model, most)))
+        reasons = "; ".join(why for _, why in self.refusals)
+        return f"{reasons}; possible are {possible} GPU(s) per worker"
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the numbers do not cover, as sentences."""
+        doubts = list(self.subject.model.doubts)
+        own, asked = self.subject.model.max_positions, self.ask.max_model_len
+        if asked is not None and asked > own:
+            doubts.append(
+                f"the model's own context is {own} tokens; vLLM refuses a longer one unless its "
+                "configuration stretches it (--hf-overrides)"
+            )
+        if self.subject.engine == "llama_cpp":
+            doubts.append(LLAMA_CPP)
+        return tuple(doubts)
 
 
 def make_plan(
@@ -97,73 +69,39 @@ def make_plan(
     """The plan for one machine; with `per_proc_gpus` the recommendation is for that number only.
     `measured` is the overhead per GPU after a load on so many GPUs. A context that nobody asked
     for is shortened where it does not fit, unless `may_shorten` is False."""
-    most = machine.max_per_worker or len(machine.cards)
-    counts = [per_proc_gpus] if per_proc_gpus else list(_counts(most))
+    subject = subject.as_loaded(ask.quantization)
+    counts = [per_proc_gpus] if per_proc_gpus else list(_counts(machine))
     known = measured or {}
-    refusals = [(count, why) for count in counts if (why := refusal(subject.model, count))]
-    refused = {count for count, _ in refusals}
-    possible = [count for count in counts if count not in refused]
+    refusals = {count: why for count in counts if (why := refusal(subject.model, count))}
     options = tuple(
-        _option(subject, machine, count, ask, known.get(count), may_shorten=may_shorten)
-        for count in possible
+        option(subject, machine, count, ask, known.get(count), may_shorten=may_shorten)
+        for count in counts
+        if count not in refusals
     )
     good = [found for found in options if found.works and found.num_replicas]
     sure = [found for found in good if found.fit.verdict is Verdict.FITS] or good
+    fits = any(o.fit.verdict is Verdict.FITS and not o.is_shortened for o in options)
+    helps: Iterator[Remedy] = iter(())
+    if options and not fits:
+        helps = remedies(subject, machine, options[-1].fit.num_gpus, ask)
     return Plan(
         subject=subject,
         machine=machine,
         ask=ask,
         options=options,
-        refusals=tuple(refusals),
+        refusals=tuple(refusals.items()),
         throughput=_for_throughput(sure, ask),
         context=_for_context(sure),
-        remedies=tuple(_remedies(subject, machine, options, ask)),
+        remedies=tuple(helps),
     )
 
 
-def _counts(num_cards: int) -> Iterator[int]:
+def _counts(machine: Machine) -> Iterator[int]:
     """Sizes worth naming: each that uses the machine differently."""
-    seen = set()
-    for count in range(1, num_cards + 1):
+    for count in range(1, machine.most + 1):
         is_power = count & (count - 1) == 0
-        if num_cards % count == 0 or is_power:
-            seen.add(count)
-    return iter(sorted(seen))
-
-
-def _option(
-    subject: Subject,
-    machine: Machine,
-    num_gpus: int,
-    ask: Ask,
-    measured: int | None,
-    *,
-    may_shorten: bool,
-) -> Option:
-    num_cards = len(machine.cards)
-    found = _fit(subject, machine.smallest, num_gpus, ask, measured)
-    is_shortened = False
-    if may_shorten and found.verdict is not Verdict.FITS and ask.max_model_len is None:
-        length = _safe_length(found)
-        if length >= min(MIN_CONTEXT, found.max_model_len):
-            asked = replace(ask, max_model_len=length)
-            found = _fit(subject, machine.smallest, num_gpus, asked, measured)
-            is_shortened = True
-    return Option(found, num_cards // num_gpus, num_cards % num_gpus, is_shortened)
-
-
-def _fit(subject: Subject, card: Card, num_gpus: int, ask: Ask, measured: int | None = None) -> Fit:
-    return fit(
-        subject.model, card, num_gpus, ask, stored=subject.stored, measured_overhead=measured
-    )
-
-
-def _safe_length(found: Fit) -> int:
-    """The longest context that fits even if the overhead is more than estimated, as a round
-    number."""
-    room = found.kv_bytes - found.doubt_bytes
-    longest = found.cache.longest(room, found.cache.model.max_positions)
-    return longest if longest < 1024 else longest // 1024 * 1024
+        if machine.most % count == 0 or is_power:
+            yield count
 
 
 def _for_throughput(options: list[Option], ask: Ask) -> Option | None:
@@ -175,68 +113,3 @@ def _for_throughput(options: list[Option], ask: Ask) -> Option | None:
 def _for_context(options: list[Option]) -> Option | None:
     """The longest context; where several have the model's own, the most replicas."""
     return max(options, key=lambda o: (o.fit.longest, o.num_replicas), default=None)
-
-
-def _remedies(
-    subject: Subject, machine: Machine, options: tuple[Option, ...], ask: Ask
-) -> Iterator[Remedy]:
-    """Each by itself, for the largest worker; nothing where an option works as it is."""
-    if not options or any(o.fit.verdict is Verdict.FITS and not o.is_shortened for o in options):
-        return
-    card, num_gpus = machine.smallest, options[-1].fit.num_gpus
-    as_asked = _fit(subject, card, num_gpus, ask)
-    yield from _more_gpus(subject, machine, num_gpus, ask)
-    length = _safe_length(as_asked)
-    if MIN_CONTEXT <= length < as_asked.max_model_len:
-        shorter = _fit(subject, card, num_gpus, replace(ask, max_model_len=length))
-        yield Remedy(f"a context of {length} tokens", f"-- --max-model-len {length}", shorter)
-    if as_asked.cache.value_bytes > 1:
-        small = _fit(subject, card, num_gpus, replace(ask, kv_cache_dtype="fp8"))
-        if small.verdict is not Verdict.FAILS:
-            yield Remedy("an fp8 KV cache", "-- --kv-cache-dtype fp8", small)
-    yield from _smaller_weights(subject, card, num_gpus, ask)
-
-
-def _more_gpus(subject: Subject, machine: Machine, num_gpus: int, ask: Ask) -> Iterator[Remedy]:
-    for count in sizes(subject.model):
-        if count <= num_gpus:
-            continue
-        found = _fit(subject, machine.smallest, count, ask)
-        if found.verdict is Verdict.FITS:
-            num_cards = len(machine.cards)
-            here = "" if count <= num_cards else f" (here: {num_cards})"
-            arguments = "" if here else f"--per_proc_gpus {count}"
-            yield Remedy(f"{count} GPUs per worker{here}", arguments, found)
-            return
-
-
-def _smaller_weights(subject: Subject, card: Card, num_gpus: int, ask: Ask) -> Iterator[Remedy]:
-    model = subject.model
-    if model.dtype == "float32":
-        half = _fit(Subject(subject.name, replace(model, dtype="bfloat16")), card, num_gpus, ask)
-        yield from _if_it_works("weights as bfloat16", "-- --dtype bfloat16", half)
-    if model.quantization is not None or subject.engine != "vllm":
-        return
-    for what, arguments, bits in (
-        ("fp8 weights", "-- --quantization fp8", 8.0),
-        ("a 4-bit copy of the model (AWQ or GPTQ)", "", 4 + 20 / 128),
-    ):
-        small = replace(model, quantization=Quantization("estimated", bits))
-        found = _fit(Subject(subject.name, small), card, num_gpus, ask)
-        yield from _if_it_works(what, arguments, found)
-
-
-def _if_it_works(what: str, arguments: str, found: Fit) -> Iterator[Remedy]:
-    if found.verdict is Verdict.FITS:
-        yield Remedy(what, arguments, found)
-        return
-    length = _safe_length(found)
-    if length >= MIN_CONTEXT:
-        ahead = f"{arguments} " if arguments else "-- "
-        text = f"{what} and a context of {length} tokens"
-        yield Remedy(text, f"{ahead}--max-model-len {length}", found)
-
-
-def gib(num_bytes: float) -> str:
-    """Bytes as people read them."""
-    return f"{num_bytes / GIB:.1f} GiB"

@@ -15,25 +15,26 @@ from gpupool.planner.fit import UTILIZATION, Ask
 
 NUMBER = re.compile(r"^(\d+(?:\.\d+)?)([kKmM]?)$")
 UNITS = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
+READ = (
+    "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--dtype",
+    "--kv-cache-dtype", "--quantization", "--gpu-memory-utilization",
+    "--device-memory-utilization", "--enforce-eager",
+)  # fmt: skip
+"""Arguments that the planner takes into account."""
+
 UNCLEAR = (
-    "config-format",
-    "cpu-offload-gb",
-    "data-parallel-size",
-    "decode-context-parallel-size",
-    "enable-lora",
-    "enable-expert-parallel",
-    "hf-config-path",
-    "hf-overrides",
-    "kv-cache-memory-bytes",
-    "load-format",
-    "num-gpu-blocks-override",
-    "offload-backend",
-    "pipeline-parallel-size",
-    "prefill-context-parallel-size",
-    "revision",
-    "speculative-config",
-    "download-dir",
-)
+    "--config-format", "--convert", "--cpu-offload-gb", "--cpu-offload-params",
+    "--data-parallel-size", "--decode-context-parallel-size",
+    "--disable-hybrid-kv-cache-manager", "--disable-sliding-window", "--download-dir",
+    "--enable-eplb", "--enable-expert-parallel", "--enable-lora", "--hf-config-path",
+    "--hf-overrides", "--kv-cache-dtype-skip-layers", "--kv-cache-memory-bytes",
+    "--language-model-only", "--load-format", "--model-class-overrides", "--model-impl",
+    "--num-gpu-blocks-override", "--offload-backend", "--offload-group-size",
+    "--offload-num-in-group", "--offload-params", "--pipeline-parallel-size",
+    "--prefill-context-parallel-size", "--quantization-config", "--revision", "--runner",
+    "--spec-method", "--spec-model", "--spec-tokens", "--speculative-config", "-dc", "-dcp",
+    "-dp", "-ep", "-pcp", "-pp", "-sc",
+)  # fmt: skip
 """Arguments after which the planner's numbers are not those of the engine."""
 
 
@@ -42,7 +43,6 @@ class Given:
     """The arguments after --, as far as they matter here."""
 
     ask: Ask
-    quantization: str | None = None
     unclear: str | None = None  # an argument that the planner cannot take into account
 
 
@@ -50,12 +50,12 @@ def read_arguments(given: Sequence[str]) -> Given:
     """Never fails: what is wrong is for the engine's own parser to say."""
     words = [_hyphened(word) for word in given]
     for word in words:
-        name = word.partition("=")[0].removeprefix("--").partition(".")[0]
-        if word.startswith("--") and name in UNCLEAR:
-            return Given(Ask(), unclear=f"--{name}")
+        name = word.partition("=")[0].partition(".")[0]
+        if name in UNCLEAR or (name not in READ and _abbreviates(name)):
+            return Given(Ask(), unclear=name)
     try:
         found, _ = _parser().parse_known_args(words)
-        return Given(_ask(found), found.quantization)
+        return Given(_ask(found))
     except (ArgumentError, ValueError) as error:
         return Given(Ask(), unclear=" ".join(str(error).split()))
 
@@ -68,6 +68,12 @@ def _hyphened(word: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
+def _abbreviates(name: str) -> bool:
+    """vLLM's parser takes the beginning of a name for the name."""
+    is_name = name.startswith("--") and len(name) > len("--")
+    return is_name and any(full.startswith(name) for full in (*READ, *UNCLEAR))
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("max-model-len", "max-num-seqs", "max-num-batched-tokens"):
@@ -75,8 +81,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--quantization", "-q")
-    parser.add_argument("--gpu-memory-utilization", type=float, default=UTILIZATION)
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument(
+        *("--gpu-memory-utilization", "--device-memory-utilization"),
+        type=float,
+        default=UTILIZATION,
+    )
     return parser
 
 
@@ -85,6 +95,8 @@ def _ask(found: Namespace) -> Ask:
         raise ValueError(f"--kv-cache-dtype {found.kv_cache_dtype}")
     if found.dtype not in ("auto", *FLOAT_BYTES):
         raise ValueError(f"--dtype {found.dtype}")
+    if not 0 < found.gpu_memory_utilization <= 1:
+        raise ValueError(f"--gpu-memory-utilization {found.gpu_memory_utilization}")
     return Ask(
         max_model_len=_number(found.max_model_len),
         dtype=found.dtype,
@@ -93,6 +105,7 @@ def _ask(found: Namespace) -> Ask:
         max_num_seqs=_number(found.max_num_seqs),
         max_num_batched_tokens=_number(found.max_num_batched_tokens),
         is_eager=found.enforce_eager,
+        quantization=found.quantization,
     )
 
 

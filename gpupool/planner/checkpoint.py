@@ -11,8 +11,8 @@ from typing import Any
 
 from gpupool.errors import ConfigError
 from gpupool.planner import gguf, hub
-from gpupool.planner.advice import Subject
 from gpupool.planner.config import read_config
+from gpupool.planner.option import Subject
 from gpupool.planner.tensors import Tensor, bytes_by_dtype, in_memory, read_folder, read_json
 
 
@@ -29,12 +29,11 @@ def read_checkpoint(
     model_name: str, dtype: str = "auto", *, is_offline: bool = False
 ) -> Checkpoint:
     """What --model_name means; ConfigError says what was found instead."""
-    if gguf.is_gguf(model_name):
-        model, stored, by_type = gguf.read_model(model_name)
-        subject = Subject(model_name, model, stored, "llama_cpp")
-        return Checkpoint(subject, "GGUF metadata", by_type)
-    path = Path(model_name).expanduser()
-    if path.exists():
+    if (path := _local_path(model_name)) is not None:
+        if gguf.is_gguf(path):
+            model, stored, by_type = gguf.read_model(model_name)
+            subject = Subject(model_name, model, stored, "llama_cpp")
+            return Checkpoint(subject, "GGUF metadata", by_type)
         return _read_local(model_name, path, dtype, "safetensors headers")
     if model_name.startswith(("/", "./", "../", "~")) or model_name.count("/") > 1:
         raise ConfigError(
@@ -53,6 +52,16 @@ def read_checkpoint(
     return _described(model_name, config, hub.fetch_tensors(model_name), dtype, "the hub's headers")
 
 
+def _local_path(model_name: str) -> Path | None:
+    """The file or folder of this name, if there is one."""
+    try:
+        path = Path(model_name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError) as error:  # a name too long, or the home of nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--model_name {model_name[:200]!r} is no path: {reason}") from None
+
+
 def _read_local(model_name: str, path: Path, dtype: str, source: str) -> Checkpoint:
     if not (path / hub.CONFIG).is_file():
         what = "is a file" if path.is_file() else f"has no {hub.CONFIG} and no .gguf file"
@@ -69,5 +78,5 @@ def _described(
     model = read_config(config, dtype=dtype)
     if not tensors:
         return Checkpoint(Subject(model_name, model), "config.json alone", {})
-    stored = in_memory(tensors, model.dtype, model.num_layers, is_tied=model.is_tied)
+    stored = in_memory(tensors, model)
     return Checkpoint(Subject(model_name, model, stored), source, bytes_by_dtype(tensors))

@@ -24,12 +24,14 @@ from gpupool.planner.weights import (
 STATE_KINDS = ("linear_attention", "mamba", "recurrent", "chunked_attention")
 
 
-def read_config(config: Mapping[str, Any], *, dtype: str = "auto") -> Model:
+def read_config(
+    config: Mapping[str, Any], *, dtype: str = "auto", where: str = "config.json"
+) -> Model:
     """The model that a config.json describes; ConfigError where sizes are missing.
 
     A family that is not known is counted as a Llama, and `doubts` says so.
     """
-    whole = Fields(config)
+    whole = Fields(config, where)
     fields = whole.text_model()
     name = fields.text("model_type") or whole.text("model_type") or "unknown"
     name = name.removesuffix("_text")
@@ -74,9 +76,8 @@ def _max_positions(fields: Fields, name: str) -> int:
     kind = scaling.text("rope_type") or scaling.text("type")
     if kind == "longrope":
         return fields.count("original_max_position_embeddings") or positions
-    factor = scaling.get("factor")
-    if kind in ("linear", "dynamic") and name != "gemma3" and isinstance(factor, int | float):
-        return int(positions * factor)
+    if kind in ("linear", "dynamic") and name != "gemma3":
+        return int(positions * scaling.factor("factor"))
     return positions
 
 

@@ -47,6 +47,27 @@ def kv_value_bytes(kv_cache_dtype: str, dtype: str) -> float:
     return KV_BYTES[kv_cache_dtype] or dtype_bytes(dtype)
 
 
+LOADED_BITS = {
+    "fp8": 8,
+    "fp8_per_tensor": 8,
+    "fp8_per_channel": 8,
+    "fp8_per_block": 8,
+    "mxfp8": 8 + 8 / 32,
+}
+"""Bits of a weight that vLLM quantises while it loads, by --quantization (config/quantization.py,
+_ONLINE_SHORTHANDS)."""
+
+
+def check_quantization(method: str | None) -> None:
+    """ConfigError for one that the planner does not know."""
+    if method is not None and method not in LOADED_BITS:
+        raise ConfigError(
+            f"--quantization {method!r} is not known to the planner"
+            f"{nearest_hint(method, LOADED_BITS)}; use {', '.join(LOADED_BITS)}, or nothing for "
+            "weights that are stored quantised"
+        )
+
+
 METHODS = (
     *("gptq", "awq", "auto-round", "fp8", "mxfp4", "bitsandbytes"),
     *("compressed_tensors", "modelopt"),
@@ -67,8 +88,10 @@ def read_quantization(fields: Fields) -> Quantization | None:
         return Quantization(method, bits + (16 + bits) / (group or 1 << 30), group)
     if method == "fp8":
         block = found.get("weight_block_size")
-        size = int(block[-1]) if isinstance(block, list) and block else None
-        return Quantization(method, 8 + (32 / size**2 if size else 0), size)
+        size = block[-1] if isinstance(block, list) and block else None
+        if not isinstance(size, int) or size < 1:
+            return Quantization(method, 8)  # one scale for a whole matrix
+        return Quantization(method, 8 + 32 / size**2, size)
     if method.startswith("modelopt"):
         algorithm = found.text("quant_algo") or method
         # NVFP4: 8 bits of scale for 16 weights.

@@ -154,7 +154,9 @@ def windows(fields: Fields, family: Family) -> list[int | None]:
         return [None] * num_layers
     kinds = fields.get("layer_types")
     if isinstance(kinds, list):
-        return [window if kind == "sliding_attention" else None for kind in kinds[:num_layers]]
+        slides = [kind == "sliding_attention" for kind in kinds[:num_layers]]
+        slides += [False] * (num_layers - len(slides))
+        return [window if slide else None for slide in slides]
     if family.window == "none":
         return [None] * num_layers
     if family.window == "alternate":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from gpupool.errors import ConfigError
@@ -26,6 +27,10 @@ NAMES = {
 }
 """Other names of a field, in older families and in newer versions of transformers."""
 
+MAX_SIZE = 1 << 32
+MAX_LAYERS = 10_000
+"""No model is larger; what says so is damaged, and counting it would take all memory."""
+
 TEXT = ("text_config", "llm_config", "language_config")
 
 
@@ -48,18 +53,27 @@ class Fields:
         value = self.get(name)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
-            found = "is missing" if value is None else f"is {value!r}"
+        number = _number(value)
+        most = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
+        if number is None or not 1 <= number <= most:
+            found = "is missing" if value is None else f"is {str(value)[:40]!r}"
             raise ConfigError(
-                f"{self._where}: {name} {found}; the planner needs a positive number there"
+                f"{self._where}: {name} {found}; the planner needs a number from 1 to {most} there"
             )
-        return int(value)
+        return number
 
     def count(self, name: str) -> int:
         """A number that may be absent: 0 then."""
+        number = max(_number(self.get(name)) or 0, 0)
+        if number > MAX_SIZE:
+            raise ConfigError(f"{self._where}: {name} is more than any model has ({MAX_SIZE})")
+        return number
+
+    def factor(self, name: str) -> float:
+        """A number by which another grows; 1 where it is absent or cannot be."""
         value = self.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return max(int(value), 0) if is_number else 0
+        return float(value) if is_number and 1 <= value <= MAX_SIZE else 1
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""
@@ -87,3 +101,9 @@ class Fields:
             if isinstance(value := self.get(name), Mapping):
                 return Fields({**self._values, **value}, f"{self._where}: {name}")
         return self
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, float):
+        return int(value) if isfinite(value) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -29,6 +29,11 @@ DOUBT = 0.5  # the overhead may be so much more or less
 MEASURED_DOUBT = 0.1  # after a load of the same kind
 
 
+def gib(num_bytes: float) -> str:
+    """Bytes as people read them."""
+    return f"{num_bytes / GIB:.1f} GiB"
+
+
 class Verdict(Enum):
     """Whether a worker will load."""
 
@@ -58,6 +63,7 @@ class Ask:
     max_num_batched_tokens: int | None = None
     typical_length: int = TYPICAL_LENGTH  # for the number of concurrent requests
     is_eager: bool = False  # no CUDA graphs
+    quantization: str | None = None  # what makes 16-bit weights smaller while they load
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +75,28 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Overhead:
+    """An estimate of all that is neither weights nor KV cache, on each GPU."""
+
+    context: int  # of CUDA
+    step: int  # one step's activations, or the logits of its sequences
+    graphs: int
+    collectives: int
+
+    @property
+    def num_bytes(self) -> int:
+        """All of it."""
+        return self.context + self.step + self.graphs + self.collectives
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """One worker on some GPUs of one kind; all bytes per GPU."""
 
     num_gpus: int
     budget_bytes: int
     weights_bytes: int
-    estimated_bytes: int  # of the overhead
+    estimated: Overhead
     measured_bytes: int | None  # of the overhead, where a load was measured
     max_model_len: int
     cache: Cache
@@ -83,13 +104,13 @@ class Fit:
     @property
     def overhead_bytes(self) -> int:
         """All that is neither weights nor KV cache: as measured, else as estimated."""
-        return self.estimated_bytes if self.measured_bytes is None else self.measured_bytes
+        return self.estimated.num_bytes if self.measured_bytes is None else self.measured_bytes
 
     @property
     def doubt_bytes(self) -> int:
         """How much more the overhead may be."""
         if self.measured_bytes is None:
-            return int(self.estimated_bytes * DOUBT)
+            return int(self.estimated.num_bytes * DOUBT)
         return int(self.measured_bytes * MEASURED_DOUBT)
 
     @property
@@ -110,6 +131,15 @@ class Fit:
             return Verdict.FAILS
         is_sure = needed + self.overhead_bytes + self.doubt_bytes <= self.budget_bytes
         return Verdict.FITS if is_sure else Verdict.TIGHT
+
+    @property
+    def safe_length(self) -> int:
+        """The longest context that fits even if the overhead is more than estimated, as a round
+        number."""
+        longest = self.cache.longest(
+            self.kv_bytes - self.doubt_bytes, self.cache.model.max_positions
+        )
+        return longest if longest < 1024 else longest // 1024 * 1024
 
     @property
     def missing_bytes(self) -> int:
@@ -157,7 +187,7 @@ def fit(
         num_gpus=num_gpus,
         budget_bytes=int(card.total_bytes * ask.gpu_memory_utilization),
         weights_bytes=weights,
-        estimated_bytes=overhead_bytes(model, num_gpus, ask),
+        estimated=overhead(model, num_gpus, ask),
         measured_bytes=measured_overhead,
         max_model_len=ask.max_model_len or model.max_positions,
         cache=cache,
@@ -175,17 +205,17 @@ def with_defaults(ask: Ask, card: Card) -> Ask:
     )
 
 
-def overhead_bytes(model: Model, num_gpus: int, ask: Ask) -> int:
-    """An estimate of all that is neither weights nor KV cache, on each GPU.
-
-    One step of max_num_batched_tokens: the residual twice, queries, keys and values, gate and up
-    with their product; then the logits of max_num_seqs rows. To that the context, the buffers of
-    the collectives and the CUDA graphs.
-    """
+def overhead(model: Model, num_gpus: int, ask: Ask) -> Overhead:
+    """One step has max_num_batched_tokens (the residual twice, queries, keys and values, gate and
+    up with their product), then the logits of max_num_seqs rows."""
     assert ask.max_num_batched_tokens is not None
     assert ask.max_num_seqs is not None
     width = 4 * model.hidden_size + 3 * model.intermediate_size // num_gpus
     step = ask.max_num_batched_tokens * width * dtype_bytes(model.dtype)
     logits = ask.max_num_seqs * padded_vocabulary(model) * LOGIT_BYTES
-    graphs = 0 if ask.is_eager else GRAPH_BYTES_PER_LAYER * model.num_layers
-    return CONTEXT_BYTES + max(step, logits) + graphs + (NCCL_BYTES if num_gpus > 1 else 0)
+    return Overhead(
+        context=CONTEXT_BYTES,
+        step=max(step, logits),
+        graphs=0 if ask.is_eager else GRAPH_BYTES_PER_LAYER * model.num_layers,
+        collectives=NCCL_BYTES if num_gpus > 1 else 0,
+    )

@@ -84,15 +84,9 @@ KEYS = {
     "v_head_dim": "attention.value_length",
 }
 
-LLAMA_CPP = (
-    "the overhead is vLLM's; llama.cpp has less, and reserves its KV cache by --ctx-size, which "
-    "all slots share"
-)
 
-
-def is_gguf(name: str) -> bool:
-    """Whether a model's name means GGUF files here."""
-    path = Path(name).expanduser()
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path means GGUF files."""
     if path.is_dir():
         return not (path / "config.json").is_file() and any(path.glob("*.gguf"))
     return path.is_file() and path.suffix == ".gguf"
@@ -105,8 +99,8 @@ def read_model(name: str) -> tuple[Model, Stored, dict[str, int]]:
     by_type = bytes_by_type(tensors)
     config = as_config(found, has_head=any(t.name == "output.weight" for t in tensors))
     stored = Stored(sum(by_type.values()), sum(tensor.num_values for tensor in tensors))
-    model = replace(read_config(config), is_layered=True)
-    return replace(model, doubts=(*model.doubts, LLAMA_CPP)), stored, by_type
+    model = read_config(config, where=str(found.path))
+    return replace(model, is_layered=True), stored, by_type
 
 
 def bytes_by_type(tensors: tuple[GgufTensor, ...]) -> dict[str, int]:
@@ -133,6 +127,7 @@ def as_config(found: GgufModel, *, has_head: bool) -> dict[str, Any]:
     if config.get("kv_lora_rank"):
         config["qk_nope_head_dim"] = config.get("head_dim", 0) - config.get("qk_rope_head_dim", 0)
     tokens = found.metadata.get("tokenizer.ggml.tokens")
-    config["vocab_size"] = found.value("vocab_size", len(tokens) if tokens else 0)
+    num_tokens = len(tokens) if isinstance(tokens, list) else 0
+    config["vocab_size"] = found.value("vocab_size", num_tokens)
     config["tie_word_embeddings"] = not has_head
     return config

@@ -57,7 +57,7 @@ def fetch_config(model_id: str) -> dict[str, Any]:
         )
     except errors.EntryNotFoundError:
         reason = f"has no {CONFIG}; the planner reads transformers models and GGUF files"
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"cannot be looked up: {' '.join(str(error).split())[:300]}"
     raise ConfigError(f"{asked} {reason}")
 
@@ -74,6 +74,9 @@ def fetch_tensors(model_id: str) -> tuple[Tensor, ...]:
         errors.NotASafetensorsRepoError,
         errors.SafetensorsParsingError,
         OSError,
+        LookupError,
+        TypeError,
+        ValueError,
         httpx.HTTPError,
     ):
         return ()

@@ -1,7 +1,7 @@
 """The machine to plan for: this one as NVML sees it, or one described by cards or by a shape.
 
-machines.json has the memory that `nvidia-smi` shows for each card, which is less than its name
-says, and Oracle Cloud's GPU shapes.
+machines.json has what CUDA has of each card's memory, which is less than `nvidia-smi` shows and
+than its name says, and Oracle Cloud's GPU shapes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu, read_inventory, select_visible
 from gpupool.nearest import nearest_hint
-from gpupool.planner.advice import Machine
-from gpupool.planner.fit import MIB, Card
+from gpupool.planner.fit import GIB, MIB, Card
+from gpupool.planner.option import Machine
 
-ASKED = re.compile(r"^(?:(\d+)\s*[xX*]\s*)?(\S.*)$")
+ASKED = re.compile(r"^(?:(\d{1,3})\s*[xX*]\s*)?(\S.*)$")
 SIZED = re.compile(r"^(.*?)[-\s]*(\d+(?:\.\d+)?)\s*Gi?B$", re.IGNORECASE)
 MAX_CARDS = 64
+MAX_CARD_GB = 10_000
+DRIVERS_SHARE = 0.02  # of the memory, at most; of the cards that were seen it keeps 0.4 to 3.9 %
 
 
 def here(cuda_visible_devices: str | None) -> Machine | None:
@@ -77,7 +79,7 @@ def _machine(count: int, name: str, asked: str) -> Machine:
     wanted = _plain(name)
     for card, found in known.items():
         if wanted in map(_plain, (card, *found["aliases"])):
-            num_bytes = found["mib"] * MIB
+            num_bytes = _usable_bytes(found)
             return Machine(f"{count}x {card}", (Card(card, num_bytes, num_bytes),) * count)
     sized = SIZED.match(name)
     if sized is None or not sized[1]:
@@ -85,9 +87,17 @@ def _machine(count: int, name: str, asked: str) -> Machine:
             f"--gpu {asked!r}: {name!r} is not known{nearest_hint(name, known)}; known are "
             f"{', '.join(known)}; or add the memory to the name, as 'NAME-48GB'"
         )
+    if not 0 < float(sized[2]) <= MAX_CARD_GB:
+        raise ConfigError(f"--gpu {asked!r}: no card has {sized[2][:20]} GB")
     # Of a card's name a GB is 1000^3 on some and 1024^3 on others; the smaller one is safe.
     num_bytes = int(float(sized[2]) * 1000**3)
     return Machine(f"{count}x {name}", (Card(name, num_bytes, num_bytes),) * count)
+
+
+def _usable_bytes(card: dict[str, Any]) -> int:
+    """What CUDA has of a card, as seen, or as nvidia-smi shows it less what the driver keeps."""
+    seen = card.get("cuda_gib")
+    return int(seen * GIB) if seen else int(card["mib"] * MIB * (1 - DRIVERS_SHARE))
 
 
 def _plain(name: str) -> str:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from gpupool.planner.advice import Option, Plan, Remedy, Subject, gib
-from gpupool.planner.fit import GIB, UTILIZATION, Ask, Verdict
+from gpupool.planner.advice import Plan
+from gpupool.planner.dtypes import kv_value_bytes
+from gpupool.planner.fit import GIB, UTILIZATION, Ask, Verdict, gib
+from gpupool.planner.kv_cache import Cache
+from gpupool.planner.option import Option
+from gpupool.planner.remedies import Remedy
 
 HEAD = ("GPUs per worker", "replicas", "weights", "overhead", "KV cache", "KV tokens", "requests")
+MAX_SLOTS = 32  # of llama.cpp; as engines/llama_cpp_defaults.py has it
 WORDS = {
     Verdict.FITS: "fits",
     Verdict.TIGHT: "may fit",
@@ -32,6 +37,9 @@ def _head(plan: Plan, source: str, bytes_by_type: dict[str, int]) -> Iterator[st
         f"{plan.subject.name}: {_billions(model.num_parameters)} parameters, {kind}, "
         f"{model.num_layers} layers, context {model.max_positions:,} tokens (from {source})"
     )
+    cache = Cache(model, kv_value_bytes(plan.ask.kv_cache_dtype, model.dtype))
+    slides = " while it is in every window" if any(layer.window for layer in model.layers) else ""
+    yield f"KV cache: {cache.token_bytes / 1024:,.1f} KiB for a token{slides}"
     if bytes_by_type:
         stored = ", ".join(f"{gib(size)} {name}" for name, size in bytes_by_type.items())
         yield f"stored: {stored}"
@@ -40,10 +48,10 @@ def _head(plan: Plan, source: str, bytes_by_type: dict[str, int]) -> Iterator[st
         f"{plan.machine.name}: {gib(card.total_bytes)} each, of which {share:.0%} are used: "
         f"{gib(card.total_bytes * share)}"
     )
-    if card.free_bytes < card.total_bytes * share:
-        free = min(found.free_bytes for found in plan.machine.cards)
-        yield f"in doubt: only {gib(free)} are free now"
-    yield from (f"in doubt: {doubt}" for doubt in model.doubts)
+    free = [found.free_bytes for found in plan.machine.cards]
+    if min(free) < card.total_bytes * share:
+        yield f"free now: {', '.join(map(gib, free))}; a worker waits until others leave its GPUs"
+    yield from (f"in doubt: {doubt}" for doubt in plan.doubts)
 
 
 def _table(plan: Plan) -> Iterator[str]:
@@ -76,31 +84,44 @@ def _row(plan: Plan, option: Option) -> tuple[str, ...]:
     if found.verdict is Verdict.FAILS:
         text += f": {gib(found.missing_bytes)} too little for {found.max_model_len:,} tokens"
     elif option.is_shortened:
-        text += f" with --max-model-len {found.max_model_len}"
+        text += f" with a context of {found.max_model_len:,} tokens"
+    if option.works and option.num_now < option.num_replicas:
+        text += f", {option.num_now} of {option.num_replicas} now"
     if option.num_spare:
         text += f", {option.num_spare} GPU(s) left over"
     if found.measured_bytes is not None:
-        text += f" (overhead as measured; estimated: {_number(found.estimated_bytes)})"
+        text += f" (overhead as measured; estimated: {_number(found.estimated.num_bytes)})"
     cache = _number(max(found.kv_bytes, 0))
     return (*numbers, cache, f"{found.num_tokens:,}", f"{requests:.0f}", text)
 
 
 def _advice(plan: Plan) -> Iterator[str]:
     yield ""
+    if plan.options:
+        yield _overhead(plan.throughput or plan.options[-1])
     if plan.throughput is None:
         yield "nothing fits" + _by_how_much(plan)
     else:
-        yield f"for throughput: {_choice(plan, plan.throughput)}"
-        yield f"  {start_line(plan.subject, plan.ask, plan.throughput)}"
+        yield f"for throughput: {_choice(plan.throughput)}"
+        yield f"  {start_line(plan, plan.throughput)}"
     if plan.context is not None and plan.context is not plan.throughput:
-        yield f"for context: {_choice(plan, plan.context)}"
-        yield f"  {start_line(plan.subject, plan.ask, plan.context)}"
+        yield f"for context: {_choice(plan.context)}"
+        yield f"  {start_line(plan, plan.context)}"
     if plan.remedies:
-        yield f"what would help, for {_full_length(plan):,} tokens or instead of them:"
-        yield from (f"  {_remedy(plan, remedy)}" for remedy in plan.remedies)
+        yield "what would help, each by itself:"
+        yield from (f"  {_remedy(remedy)}" for remedy in plan.remedies)
 
 
-def _choice(plan: Plan, option: Option) -> str:
+def _overhead(option: Option) -> str:
+    parts = option.fit.estimated
+    return (
+        f"overhead with {option.fit.num_gpus} GPU(s), estimated: CUDA {gib(parts.context)}, one "
+        f"step {gib(parts.step)}, CUDA graphs {gib(parts.graphs)}, collectives "
+        f"{gib(parts.collectives)}"
+    )
+
+
+def _choice(option: Option) -> str:
     found = option.fit
     length = found.max_model_len
     replicas = f"{option.num_replicas} replica" + ("s" if option.num_replicas != 1 else "")
@@ -110,7 +131,7 @@ def _choice(plan: Plan, option: Option) -> str:
     )
 
 
-def _remedy(plan: Plan, remedy: Remedy) -> str:
+def _remedy(remedy: Remedy) -> str:
     found = remedy.fit
     text = f"{remedy.what}: {gib(found.weights_bytes)} of weights per GPU, "
     text += f"{gib(max(found.kv_bytes, 0))} left for {found.num_tokens:,} tokens"
@@ -119,7 +140,7 @@ def _remedy(plan: Plan, remedy: Remedy) -> str:
 
 def _by_how_much(plan: Plan) -> str:
     if not plan.options:
-        return ": no way to cut these GPUs is possible"
+        return f": {plan.why_impossible}"
     best = plan.options[-1]
     if best.num_replicas == 0:
         return f": {best.fit.num_gpus} GPUs per worker are more than there are"
@@ -129,20 +150,21 @@ def _by_how_much(plan: Plan) -> str:
     )
 
 
-def _full_length(plan: Plan) -> int:
-    return plan.ask.max_model_len or plan.subject.model.max_positions
-
-
-def start_line(subject: Subject, ask: Ask, option: Option) -> str:
+def start_line(plan: Plan, option: Option) -> str:
     """The command that starts a pool so."""
+    subject, ask = plan.subject, plan.ask
     words = ["bash", "start_gunicorn.sh", "--model_name", shlex.quote(subject.name)]
     words += ["--per_proc_gpus", str(option.fit.num_gpus), "--infer_type", subject.engine]
-    arguments = engine_arguments(ask, option) if subject.engine == "vllm" else []
+    if plan.machine.visible is not None:
+        words += ["--cuda_visible_devices", shlex.quote(plan.machine.visible)]
+    arguments = engine_arguments(subject.engine, ask, option)
     return " ".join(words + (["--", *arguments] if arguments else []))
 
 
-def engine_arguments(ask: Ask, option: Option) -> list[str]:
-    """What vLLM must be told for the plan to hold."""
+def engine_arguments(engine: str, ask: Ask, option: Option) -> list[str]:
+    """What the engine must be told for the plan to hold."""
+    if engine == "llama_cpp":
+        return _llama_cpp_arguments(ask, option)
     words: list[str] = []
     if option.is_shortened or ask.max_model_len:
         words += ["--max-model-len", str(option.fit.max_model_len)]
@@ -156,9 +178,20 @@ def engine_arguments(ask: Ask, option: Option) -> list[str]:
         words += ["--max-num-seqs", str(ask.max_num_seqs)]
     if ask.max_num_batched_tokens:
         words += ["--max-num-batched-tokens", str(ask.max_num_batched_tokens)]
+    if ask.quantization:
+        words += ["--quantization", ask.quantization]
     if ask.is_eager:
         words += ["--enforce-eager"]
     return words
+
+
+def _llama_cpp_arguments(ask: Ask, option: Option) -> list[str]:
+    """Its slots share one context. Without these it gives each slot 4096 tokens."""
+    if not option.is_shortened and not ask.max_model_len:
+        return []
+    length = option.fit.max_model_len
+    slots = max(1, min(int(option.fit.num_requests(length)), MAX_SLOTS))
+    return ["--ctx-size", str(length * slots), "--parallel", str(slots)]
 
 
 def _number(num_bytes: float) -> str:

@@ -7,9 +7,11 @@ are in units of 1000^3 bytes and for all GPUs of one replica together.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
-from gpupool.planner.advice import Option, Plan
+from gpupool.planner.advice import Plan
+from gpupool.planner.option import Option
 from gpupool.planner.render import engine_arguments, start_line
 
 GB = 1000**3
@@ -27,7 +29,7 @@ def as_json(plan: Plan, source: str, bytes_by_type: dict[str, int]) -> dict[str,
         "quantization": model.quantization.method if model.quantization else None,
         "stored_bytes": bytes_by_type,
         "max_positions": model.max_positions,
-        "doubts": list(model.doubts),
+        "doubts": list(plan.doubts),
         "machine": plan.machine.name,
         "num_gpus": len(plan.machine.cards),
         "total_bytes": card.total_bytes,
@@ -55,12 +57,14 @@ def _option(plan: Plan, option: Option) -> dict[str, Any]:
     return {
         "per_proc_gpus": found.num_gpus,
         "replicas": option.num_replicas,
+        "replicas_now": min(option.num_now, option.num_replicas),
         "spare_gpus": option.num_spare,
         "verdict": found.verdict.value,
         "budget_bytes": found.budget_bytes,
         "weights_bytes": found.weights_bytes,
         "overhead_bytes": found.overhead_bytes,
-        "overhead_bytes_estimated": found.estimated_bytes,
+        "overhead_bytes_estimated": found.estimated.num_bytes,
+        "overhead_parts_estimated": asdict(found.estimated),
         "overhead_bytes_measured": found.measured_bytes,
         "kv_cache_bytes": max(found.kv_bytes, 0),
         "kv_cache_bytes_per_token": found.cache.token_bytes,
@@ -82,7 +86,7 @@ def _chosen(plan: Plan, option: Option | None) -> dict[str, Any] | None:
         "per_proc_gpus": option.fit.num_gpus,
         "replicas": option.num_replicas,
         "max_model_len": option.fit.max_model_len,
-        "start": start_line(plan.subject, plan.ask, option),
+        "start": start_line(plan, option),
     }
 
 
@@ -124,7 +128,10 @@ def _configuration(plan: Plan, option: Option) -> dict[str, Any]:
     size, cache = (
         round(part * found.num_gpus / GB, 2) for part in (found.weights_bytes, found.request_bytes)
     )
-    words = ["--tensor-parallel-size", str(found.num_gpus), *engine_arguments(plan.ask, option)]
+    engine = plan.subject.engine
+    words = engine_arguments(engine, plan.ask, option)
+    if engine == "vllm":
+        words = ["--tensor-parallel-size", str(found.num_gpus), *words]
     return {
         "model_details": {
             "model_size_gb": size,
@@ -139,7 +146,7 @@ def _configuration(plan: Plan, option: Option) -> dict[str, Any]:
         },
         "recommendation": (
             f"{option.num_replicas} replica(s) of {found.num_gpus} GPU(s), each with a KV cache "
-            f"of {found.num_tokens} tokens. Start: {start_line(plan.subject, plan.ask, option)}"
+            f"of {found.num_tokens} tokens. Start: {start_line(plan, option)}"
         ),
     }
 

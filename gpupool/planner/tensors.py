@@ -18,9 +18,16 @@ from typing import Any
 from gpupool.errors import ConfigError
 from gpupool.planner.dtypes import LOADED_AS_DTYPE, dtype_bytes
 from gpupool.planner.fit import Stored
+from gpupool.planner.model import Model
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+DAMAGED = (
+    *(struct.error, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+)
+"""What reading a file raises that is cut off, or is another file."""
+
+VALUES = (".weight", ".bias")
 LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
 
 
@@ -38,8 +45,9 @@ def read_folder(folder: Path) -> tuple[Tensor, ...]:
     """All tensors of a model's folder; none where it has no safetensors, or not all of them."""
     index = folder / INDEX
     if index.is_file():
-        listed = read_json(index).get("weight_map", {})
-        names = sorted(set(listed.values())) if isinstance(listed, dict) else []
+        listed = read_json(index).get("weight_map")
+        files = listed.values() if isinstance(listed, dict) else ()
+        names = sorted({name for name in files if isinstance(name, str)})
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
         whole = [name for name in names if name == "model.safetensors"]
@@ -55,12 +63,13 @@ def read_header(path: Path) -> Iterator[Tensor]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {length} bytes")
+            size = path.stat().st_size
+            if length > min(size, MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
         yield from parse_header(header)
-        _check_size(path, 8 + length, header)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_size(size, 8 + length, header)
+    except DAMAGED as error:
         raise ConfigError(
             f"{str(path)!r} is not a whole safetensors file ({error}); download it again"
         ) from None
@@ -70,31 +79,38 @@ def parse_header(header: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors that a header lists."""
     for name, info in header.items():
         if name != "__metadata__":
-            start, end = info["data_offsets"]
-            yield Tensor(name, info["dtype"], prod(info["shape"]), end - start)
+            (start, end), shape, dtype = info["data_offsets"], info["shape"], info["dtype"]
+            numbers = (start, end - start, *shape)
+            if not isinstance(dtype, str) or not all(
+                isinstance(number, int) and number >= 0 for number in numbers
+            ):
+                raise ValueError(f"tensor {name[:80]!r} is described by {str(info)[:80]}")
+            yield Tensor(name, dtype, prod(shape), end - start)
 
 
-def _check_size(path: Path, start: int, header: dict[str, Any]) -> None:
+def _check_size(found: int, start: int, header: dict[str, Any]) -> None:
     ends = [info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"]
-    expected, found = start + max(ends, default=0), path.stat().st_size
+    expected = start + max(ends, default=0)
     if found < expected:
         raise ValueError(f"{found} of {expected} bytes")
 
 
-def in_memory(tensors: Iterable[Tensor], dtype: str, num_layers: int, *, is_tied: bool) -> Stored:
+def in_memory(tensors: Iterable[Tensor], model: Model) -> Stored:
     """What these weights take when they are loaded.
 
-    Floats become the model's dtype, packed and 8-bit values stay. Left out is what an engine
-    leaves out: a head that is the embedding, and layers past the last, which only predict ahead.
+    Floats become the model's dtype; packed and 8-bit values stay, and so do their scales. Left
+    out is what an engine leaves out: a head that is the embedding, and layers past the last,
+    which only predict ahead.
     """
     num_bytes = 0
     for tensor in tensors:
         layer = LAYER.match(tensor.name)
-        is_ahead = layer is not None and int(layer[1]) >= num_layers
-        if is_ahead or (is_tied and tensor.name.endswith("lm_head.weight")):
+        is_ahead = layer is not None and int(layer[1]) >= model.num_layers
+        if is_ahead or (model.is_tied and tensor.name.endswith("lm_head.weight")):
             continue
-        as_dtype = tensor.dtype in LOADED_AS_DTYPE
-        num_bytes += tensor.num_values * dtype_bytes(dtype) if as_dtype else tensor.num_bytes
+        is_scale = model.quantization is not None and not tensor.name.endswith(VALUES)
+        as_dtype = tensor.dtype in LOADED_AS_DTYPE and not is_scale
+        num_bytes += tensor.num_values * dtype_bytes(model.dtype) if as_dtype else tensor.num_bytes
     return Stored(num_bytes)
 
 
@@ -110,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or a ConfigError."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{str(path)!r} cannot be read as JSON ({error})") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{str(path)!r} is not a JSON object; download it again")

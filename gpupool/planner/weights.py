@@ -41,7 +41,7 @@ class Shape:
 def read_shape(fields: Fields, family: str) -> Shape:
     """The sizes by the names that all families have in common."""
     hidden, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    default = 256 if family.startswith("gemma") else hidden // num_heads
+    default = 256 if family.startswith("gemma") else max(hidden // num_heads, 1)
     if family == "gpt_oss":
         default = 64
     wide = 4 * hidden if family in ("gpt2", "falcon", "phi") else None
@@ -137,7 +137,8 @@ def _num_sparse(fields: Fields, num_layers: int) -> int:
     first = fields.count("first_k_dense_replace")
     step = fields.count("decoder_sparse_step") or fields.count("moe_layer_freq") or 1
     offset = 1 if fields.count("decoder_sparse_step") else 0
-    dense = fields.get("mlp_only_layers") or []
+    named = fields.get("mlp_only_layers")
+    dense = named if isinstance(named, list) else []
     return sum(1 for i in range(first, num_layers) if (i + offset) % step == 0 and i not in dense)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from gpupool.engines.transformers import TransformersEngine
 from gpupool.errors import ConfigError
+from gpupool.hub import PROXIES
 from gpupool.settings import Settings
 from tests.demo_model import gguf_path, model_folder
 from tests.refusing_hub import refusing_hub
@@ -136,7 +137,8 @@ def test_without_a_network_the_hub_is_not_tried_for_a_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its client tries six times for each file."""
-    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     begun = time.monotonic()
     assert "the hub cannot be reached" in refusal("nobody/no-such-model")

@@ -7,7 +7,7 @@
  *   cuda NUMBER                        13000 is CUDA 13.0
  *   init_error CODE                    what nvmlInit returns
  *   no_event_sets 1                    as under WSL
- *   gpu INDEX uuid= name="..." total= used= pci= numa= cpus=HEX mig=0|1 lost=0|1
+ *   gpu INDEX uuid= name="..." total= reserved= used= pci= numa= cpus=HEX mig=0|1 lost=0|1
  *             ecc= remap_pending= remap_failed= retired_pending= compute_mode= no_events=0|1
  *             error=CODE (what every call about this GPU returns)
  *             utilization= temperature= milliwatts=   (not supported where unnamed)
@@ -46,7 +46,7 @@ typedef struct {
     int remap_pending, remap_failed, retired_pending, compute_mode, no_events, error;
     int utilization, temperature, milliwatts;
     char uuid[TEXT], name[TEXT], pci[TEXT];
-    u64 total, used, ecc, cpus;
+    u64 total, reserved, used, ecc, cpus;
     Process processes[MAX_PROCESSES];
     Mig migs[MAX_MIG];
 } Gpu;
@@ -111,6 +111,7 @@ static void read_gpu(const char *line, int index) {
     text(gpu->pci, line, "pci", pci);
     text(gpu->name, line, "name", "NVIDIA H200");
     gpu->total = number(line, "total", 141ull << 30);
+    gpu->reserved = number(line, "reserved", 0);
     gpu->used = number(line, "used", 0);
     gpu->numa = (int)number(line, "numa", 0);
     gpu->cpus = number(line, "cpus", ~0ull);
@@ -353,7 +354,7 @@ Result nvmlDeviceGetPciInfo_v3(void *handle, PciInfo *out) {
 Result nvmlDeviceGetMemoryInfo(void *handle, MemoryV1 *out) {
     DEVICE(handle,
         out->total = mig ? mig->total : gpu->total;
-        out->used = mig ? mig->used : gpu->used;
+        out->used = mig ? mig->used : gpu->used + gpu->reserved;
         out->free = out->total - out->used;
     );
 }
@@ -362,8 +363,8 @@ Result nvmlDeviceGetMemoryInfo_v2(void *handle, MemoryV2 *out) {
         if (out->version != 0x02000028) result = ARGUMENT_VERSION_MISMATCH;
         out->total = mig ? mig->total : gpu->total;
         out->used = mig ? mig->used : gpu->used;
-        out->reserved = 0;
-        out->free = out->total - out->used;
+        out->reserved = mig ? 0 : gpu->reserved;
+        out->free = out->total - out->reserved - out->used;
     );
 }
 Result nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, ProcessInfo *out) {

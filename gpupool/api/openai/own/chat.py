@@ -33,7 +33,7 @@ from gpupool.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Turn:
     """What runs in the engine, and how its text is read."""
 
     works: list[Work]  # one per choice
@@ -47,11 +47,11 @@ async def answer_chat(query: Query) -> None:
     assert isinstance(engine, Chats)
     choice = read_tool_choice(query.body, calls_tools=engine.calls_tools)
     prompt = await render_chat(query, choice)
-    plan = _plan(query, choice, prompt)
+    turn = _read_turn(query, choice, prompt)
     if query.is_stream:
-        await _stream(query, plan)
+        await _stream(query, turn)
     else:
-        await _give_whole(query, plan)
+        await _give_whole(query, turn)
 
 
 async def render_chat(query: Query, choice: ToolChoice) -> list[int]:
@@ -65,7 +65,7 @@ async def render_chat(query: Query, choice: ToolChoice) -> list[int]:
     return await query.runner.off_loop(engine.render, messages, choice.tools, options)
 
 
-def _plan(query: Query, choice: ToolChoice, prompt: list[int]) -> Plan:
+def _read_turn(query: Query, choice: ToolChoice, prompt: list[int]) -> Turn:
     runner, body = query.runner, query.body
     params = read_sampling(body, runner.features, runner.model, choice.grammar)
     if body.get("logprobs"):
@@ -74,29 +74,29 @@ def _plan(query: Query, choice: ToolChoice, prompt: list[int]) -> Plan:
     wanted = body.get("max_completion_tokens") or body.get("max_tokens")
     params = with_length(params, len(prompt), wanted, runner.model, "messages")
     works = [Work("generate", prompt, nth(params, number)) for number in range(query.num_choices)]
-    return Plan(works, choice, len(prompt))
+    return Turn(works, choice, len(prompt))
 
 
-async def _give_whole(query: Query, plan: Plan) -> None:
+async def _give_whole(query: Query, turn: Turn) -> None:
     choices, num_generated = [], 0
-    for index, outcome in enumerate(await query.runner.last_events(plan.works)):
+    for index, outcome in enumerate(await query.runner.last_events(turn.works)):
         assert isinstance(outcome, Finished)
         (completion,) = outcome.completions
         num_generated += len(completion.token_ids)
-        choices.append(_choice(query, plan, index, completion))
+        choices.append(_choice(query, turn, index, completion))
     answer = ChatCompletion(
         id=f"chatcmpl-{query.id}",
         object="chat.completion",
         created=query.created,
         model=query.model_name,
         choices=choices,
-        usage=_usage(plan.num_prompt, num_generated),
+        usage=_usage(turn.num_prompt, num_generated),
     )
     await query.reply.whole(answer)
 
 
-def _choice(query: Query, plan: Plan, index: int, completion: Completion) -> chat_completion.Choice:
-    reader = reader_for(plan.tool_choice)
+def _choice(query: Query, turn: Turn, index: int, completion: Completion) -> chat_completion.Choice:
+    reader = reader_for(turn.tool_choice)
     deltas = [*reader.push(completion.text), *reader.finish()]
     logprobs = None
     if completion.logprobs is not None:
@@ -107,7 +107,7 @@ def _choice(query: Query, plan: Plan, index: int, completion: Completion) -> cha
             "index": index,
             "message": _message(deltas),
             "logprobs": logprobs,
-            "finish_reason": _reason(plan, reader, completion),
+            "finish_reason": _reason(turn, reader, completion),
         }
     )
 
@@ -133,16 +133,16 @@ def _message(deltas: Sequence[ChoiceDelta]) -> ChatCompletionMessage:
     )
 
 
-def _reason(plan: Plan, reader: Reader, completion: Completion) -> str:
+def _reason(turn: Turn, reader: Reader, completion: Completion) -> str:
     """A function that was named is no choice of the model's, so its end is a plain stop."""
-    has_chosen = reader.num_calls > 0 and plan.tool_choice.kind != "named"
+    has_chosen = reader.num_calls > 0 and turn.tool_choice.kind != "named"
     if has_chosen and completion.finish_reason == "stop":
         return "tool_calls"
     return completion.finish_reason
 
 
-async def _stream(query: Query, plan: Plan) -> None:
-    readers = [reader_for(plan.tool_choice) for _ in plan.works]
+async def _stream(query: Query, turn: Turn) -> None:
+    readers = [reader_for(turn.tool_choice) for _ in turn.works]
     has_begun = [False] * len(readers)
     num_generated = 0
 
@@ -154,7 +154,7 @@ async def _stream(query: Query, plan: Plan) -> None:
             delta.role = "assistant"
         await query.reply.event(_chunk(query, _chunk_choice(query, index, delta, tokens, reason)))
 
-    async with aclosing(query.runner.events(plan.works)) as events:
+    async with aclosing(query.runner.events(turn.works)) as events:
         async for index, event in events:
             reader, reason = readers[index], None
             tokens: tuple[TokenLogprob, ...] = ()
@@ -167,12 +167,12 @@ async def _stream(query: Query, plan: Plan) -> None:
                 (completion,) = event.completions
                 num_generated += len(completion.token_ids)
                 deltas = [*reader.finish(), ChoiceDelta()]
-                reason = _reason(plan, reader, completion)
+                reason = _reason(turn, reader, completion)
             for number, delta in enumerate(deltas):
                 is_last = number == len(deltas) - 1
                 await give(index, delta, () if number else tokens, reason if is_last else None)
     if query.wants_usage:
-        await query.reply.event(_chunk(query, usage=_usage(plan.num_prompt, num_generated)))
+        await query.reply.event(_chunk(query, usage=_usage(turn.num_prompt, num_generated)))
     await query.reply.done()
 
 

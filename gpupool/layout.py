@@ -13,11 +13,12 @@ from gpupool import lockdir
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu, Inventory, read_inventory, select_visible
 from gpupool.partition import Partition, Slice, cut, cut_cpus
-from gpupool.settings import AUTO_GPUS, Settings
+from gpupool.setting_types import AUTO_GPUS
+from gpupool.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Layout:
     """What the master found and decided."""
 
     slices: tuple[Slice, ...]
@@ -27,7 +28,7 @@ class Plan:
     lock_dir: Path | None = None  # None: a pool without GPUs has nothing to lock
 
 
-def make_plan(settings: Settings) -> Plan:
+def make_layout(settings: Settings) -> Layout:
     """What GPUDispatcher.for_settings decides, without a pool."""
     if settings.per_proc_gpus == AUTO_GPUS:
         raise ConfigError(
@@ -46,14 +47,14 @@ def make_plan(settings: Settings) -> Plan:
         )
     visible = select_visible(inventory, settings.cuda_visible_devices) if inventory else ()
     if inventory is None or not visible:
-        return _plan_cpus(settings)
+        return _layout_of_cpus(settings)
     partition = cut(visible, inventory.links, settings.per_proc_gpus)
     _refuse_impossible(settings, partition, visible)
     num_workers = settings.workers or len(partition.slices)
     unused = tuple(gpu for rest in partition.slices[num_workers:] for gpu in rest.gpus)
     lock_dir = lockdir.open_lock_dir(settings.lock_dir)
     lockdir.prepare(lock_dir, [gpu for gpu in visible if gpu.fault is None])
-    return Plan(
+    return Layout(
         slices=partition.slices[:num_workers],
         spares=unused + partition.spares,
         faulty=partition.faulty,
@@ -67,13 +68,13 @@ def _visible(settings: Settings) -> str:
     return "CUDA_VISIBLE_DEVICES is not set" if asked is None else f"CUDA_VISIBLE_DEVICES={asked!r}"
 
 
-def _plan_cpus(settings: Settings) -> Plan:
+def _layout_of_cpus(settings: Settings) -> Layout:
     if settings.per_proc_gpus > 1:
         raise ConfigError(
             f"--per_proc_gpus (PER_PROC_GPUS) is {settings.per_proc_gpus}, but there is no GPU "
             f"to use here ({_visible(settings)}). Use 1 to run on the CPU, or make GPUs visible"
         )
-    return Plan(slices=cut_cpus(os.sched_getaffinity(0), settings.workers or 1))
+    return Layout(slices=cut_cpus(os.sched_getaffinity(0), settings.workers or 1))
 
 
 def _refuse_impossible(settings: Settings, partition: Partition, visible: tuple[Gpu, ...]) -> None:
