@@ -96,6 +96,7 @@ def test_where_gpus_are_the_demo_says_how_to_use_them(tmp_path: Path) -> None:
     assert "bash start_gunicorn.sh --model_name" in lines[1]
 
 
+@pytest.mark.timeout(180)
 def test_the_start_lines_get_as_far_as_the_model(tmp_path: Path) -> None:
     lines = [command for command in COMMANDS if command.startswith("bash start_gunicorn.sh")]
     assert len(lines) == 2
@@ -109,7 +110,7 @@ def test_the_start_lines_get_as_far_as_the_model(tmp_path: Path) -> None:
                 env=env | {"PORT": str(free_port())},
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=120,
                 check=False,
             )
             model = shlex.split(line)[shlex.split(line).index("--model_name") + 1]
