@@ -59,20 +59,24 @@ while [[ $1 != -- ]]; do
         exec "$python" -m gpupool.flags help
     fi
     name=${variable[$flag]}
-    case ${kind[$flag]} in
-        switch)
-            export "$name=1"
-            ;;
-        list)
-            listed[$name]+=${listed[$name]:+,}$2
-            export "$name=${listed[$name]}"
-            shift
-            ;;
-        *)
-            export "$name=$2"
-            shift
-            ;;
-    esac
+    shift
+    if [[ ${kind[$flag]} == switch ]]; then
+        export "$name=1"
+        continue
+    fi
+    # getopt takes the next flag for a value that is missing.
+    word=${1#--}
+    word=${word%%=*}
+    [[ $1 != --* || -z ${kind[${word:-.}]:-} ]] \
+        || fail "option '--$flag' requires an argument, but '$1' follows; see start_gunicorn.sh --help"
+    if [[ ${kind[$flag]} == list ]]; then
+        # In the variable a comma parts two values. What was refused may be a key: it is not shown.
+        [[ $1 != *,* ]] || fail "--$flag: a value has a comma; give --$flag once for each value"
+        listed[$name]+=${listed[$name]:+,}$1
+        export "$name=${listed[$name]}"
+    else
+        export "$name=$1"
+    fi
     shift
 done
 shift

@@ -11,7 +11,7 @@ package=$("$python" -c 'import importlib.util; print(importlib.util.find_spec("l
 # Not by a pipe: grep ends at the first match, and its end would break off the program before it.
 if grep -q '"uuid"' <<<"$("$python" "$here/dispatcher.py" --json)"; then
     echo "GPUs found. This demo uses CPU cores; to serve a model on every GPU, one worker each:"
-    echo "    pip install '.[vllm]' && bash start_gunicorn.sh --model_name Qwen/Qwen2.5-7B-Instruct"
+    echo "    .venv/bin/pip install '.[vllm]' && bash start_gunicorn.sh --model_name Qwen/Qwen2.5-7B-Instruct"
 fi
 
 unset VIRTUAL_ENV CONDA_PREFIX

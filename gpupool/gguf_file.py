@@ -92,7 +92,8 @@ def find_gguf(model_name: str) -> tuple[Path, ...]:
     if not path.is_file():
         raise ConfigError(
             f"{asked} is no file or folder here; llama_cpp reads local GGUF files: download one "
-            "(hf download ORG/REPO FILE.gguf --local-dir FOLDER) and give its path"
+            "(hf download ORG/REPO FILE.gguf --local-dir FOLDER) and give its path, or use "
+            "--infer_type transformers or vllm"
         )
     with path.open("rb") as file:
         start = file.read(4)

@@ -38,6 +38,13 @@ def make_layout(settings: Settings) -> Layout:
     # Who hides all GPUs may do so because the driver is broken: then it is not even asked.
     is_hidden = settings.cuda_visible_devices in ("", "-1")
     inventory = None if is_hidden else read_inventory()
+    if inventory is None and not is_hidden and settings.cuda_visible_devices is not None:
+        raise ConfigError(
+            "--cuda_visible_devices (CUDA_VISIBLE_DEVICES) is "
+            f"{settings.cuda_visible_devices!r}, but there is no NVIDIA driver library here "
+            "(libnvidia-ml.so.1). Install the driver, start the container with its GPUs, or give "
+            "'' to run on CPU cores"
+        )
     visible = select_visible(inventory, settings.cuda_visible_devices) if inventory else ()
     if inventory is None or not visible:
         return _layout_of_cpus(settings)
@@ -56,12 +63,16 @@ def make_layout(settings: Settings) -> Layout:
     )
 
 
+def _visible(settings: Settings) -> str:
+    asked = settings.cuda_visible_devices
+    return "CUDA_VISIBLE_DEVICES is not set" if asked is None else f"CUDA_VISIBLE_DEVICES={asked!r}"
+
+
 def _layout_of_cpus(settings: Settings) -> Layout:
     if settings.per_proc_gpus > 1:
         raise ConfigError(
             f"--per_proc_gpus (PER_PROC_GPUS) is {settings.per_proc_gpus}, but there is no GPU "
-            f"to use here (CUDA_VISIBLE_DEVICES={settings.cuda_visible_devices!r}). Use 1 to run "
-            "on the CPU, or make GPUs visible"
+            f"to use here ({_visible(settings)}). Use 1 to run on the CPU, or make GPUs visible"
         )
     return Layout(slices=cut_cpus(os.sched_getaffinity(0), settings.workers or 1))
 
@@ -78,8 +89,7 @@ def _refuse_impossible(settings: Settings, partition: Partition, visible: tuple[
         fix = f"Use {num_healthy} or fewer, or make" if num_healthy else "Make"
         raise ConfigError(
             f"--per_proc_gpus (PER_PROC_GPUS) is {asked}, but {num_healthy} of {len(visible)} "
-            f"visible GPUs can be used (CUDA_VISIBLE_DEVICES="
-            f"{settings.cuda_visible_devices!r}{faults}). {fix} more GPUs visible"
+            f"visible GPUs can be used ({_visible(settings)}{faults}). {fix} more GPUs visible"
         )
     if settings.workers and settings.workers > len(partition.slices):
         raise ConfigError(

@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from dispatcher import GPUDispatcher
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
-from gpupool.setting_types import AUTO_GPUS
+from gpupool.setting_types import AUTO_GPUS, ENGINE_NAMES
 from gpupool.settings import Settings, env_name, read_settings
 
 EXIT_REFUSED = 2
@@ -60,6 +61,7 @@ def check(settings: Settings, *, is_running: bool = False) -> Outcome:
             "no model given; use --model_name (HF_MODEL_NAME) with a local folder, a .gguf file "
             "or a Hugging Face id"
         )
+    _check_path(settings)
     _check_key_limits(settings)
     from gpupool import memory
 
@@ -90,6 +92,18 @@ def with_engine(settings: Settings, dispatcher: GPUDispatcher) -> Settings:
 def default_infer_type(dispatcher: GPUDispatcher) -> str:
     """vLLM where GPUs are, else llama.cpp."""
     return "vllm" if dispatcher.slices[0].gpus else "llama_cpp"
+
+
+def _check_path(settings: Settings) -> None:
+    """The likeliest mistake is found before an engine is imported, which takes many seconds."""
+    name = settings.model_name
+    if settings.infer_type not in ("", *ENGINE_NAMES):
+        return  # an engine from outside says itself what a model is
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+        raise ConfigError(
+            f"--model_name (HF_MODEL_NAME) {name!r}: no such file or folder; check the path, or "
+            "give a Hugging Face id"
+        )
 
 
 def _check_quorum(settings: Settings, num_workers: int) -> None:

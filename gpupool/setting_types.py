@@ -3,6 +3,7 @@ process)."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,9 +36,10 @@ def _known_engine(value: str) -> str:
 
 
 def _auto_is_nobodys_number(value: Any) -> Any:
-    if isinstance(value, str) and value.strip().lower() == "auto":
+    text = str(value).strip().lower()
+    if text == "auto":
         return AUTO_GPUS
-    if str(value).strip() == "0":
+    if re.fullmatch("0*[1-9][0-9]*", text) is None:
         raise ValueError("use a number from 1 up, or auto")
     return value
 

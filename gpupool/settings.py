@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
+from gpupool.refusal import explain_file, explain_setting
 from gpupool.setting_types import (
     EngineName,
     GpuCount,
@@ -213,11 +214,12 @@ def read_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        variables = {field: env_name(field) for field in Settings.model_fields}
+        raise ConfigError(explain_setting(error, variables)) from None
     except Exception as error:  # the YAML parser's own errors have no common base we may import
         if not path:
             raise
-        raise ConfigError(f"--config {path!r} is not valid YAML: {_one_line(error)}") from None
+        raise ConfigError(explain_file(path, error)) from None
 
 
 def env_name(field: str) -> str:
@@ -240,19 +242,3 @@ def _refuse_unknown_variables() -> None:
 
 INTERNAL_VARIABLES = frozenset({"GPUPOOL_CHECKED", "GPUPOOL_LEASE"})
 """Set by our own processes for their children; not settings."""
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        hint = nearest_hint(name, Settings.model_fields)
-        return f"{name!r} in the configuration file is not a setting{hint}; see --help"
-    field = next((f for f in Settings.model_fields if name in (f, env_name(f))), name)
-    found = "refused" if field == "api_key" else f"{first['input']!r}"
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"--{field} ({env_name(field)}) is {found}: {_one_line(reason)}"
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

@@ -18,6 +18,7 @@ from gpupool.lockdir import lock_path
 from gpupool.settings import Settings
 from tests.forked import Forked, Say
 from tests.machine import Machine, fake_machine, mig_uuid_of, uuid_of
+from tests.pool import clean_environment
 
 GIB = 1 << 30
 
@@ -107,7 +108,8 @@ def test_visible_devices_limit_the_plan(machine: Machine) -> None:
         ({"per_proc_gpus": 3, "cuda_visible_devices": "0,1"}, "2 of 2 visible .*'0,1'"),
         ({"workers": 3}, r"--workers \(GPUPOOL_WORKERS\) is 3, but .* make 2 slices"),
         ({"cuda_visible_devices": "9"}, "no GPU '9'"),
-        ({"cuda_visible_devices": ""}, "is 2, but there is no GPU"),
+        ({"per_proc_gpus": 5}, r"\(CUDA_VISIBLE_DEVICES is not set\)"),
+        ({"cuda_visible_devices": ""}, "is 2, but there is no GPU .*CUDA_VISIBLE_DEVICES=''"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_fork(
@@ -412,6 +414,23 @@ def test_the_table_of_a_machine_without_gpus_shows_cores(
 ) -> None:
     assert main(["--cuda_visible_devices", ""]) == 0
     assert "slice 0: cores " in capsys.readouterr().out
+
+
+def test_named_gpus_without_a_driver_never_mean_the_cpu(tmp_path: Path) -> None:
+    """A container started without its GPUs would compute a large model on the CPU, unnoticed."""
+    probe = [sys.executable, "-c", "import ctypes; ctypes.CDLL('libnvidia-ml.so.1')"]
+    is_installed = subprocess.run(probe, check=False, capture_output=True).returncode == 0
+    script = Path(sys.modules["dispatcher"].__file__ or "")
+    done = subprocess.run(
+        [sys.executable, script, "--cuda_visible_devices", "0,1"],
+        env=clean_environment(GPUPOOL_LOCK_DIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    named = "(CUDA_VISIBLE_DEVICES) is '0,1', but there is no NVIDIA driver library"
+    assert (named in done.stderr) is not is_installed, done
+    assert is_installed or done.returncode == 2
 
 
 def test_what_cannot_be_is_one_line_and_exit_2(machine: Machine) -> None:

@@ -49,6 +49,15 @@ def test_every_make_target_exists(path: Path) -> None:
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)`", path.read_text())) <= targets
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_module_that_is_named_exists(path: Path) -> None:
+    tracked = [f"/{file.relative_to(ROOT)}" for file in ROOT.glob("*.py")]
+    for folder in ("gpupool", "tests", "docs", "benchmarks"):
+        tracked += [f"/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.py")]
+    for named in re.findall(r"`([a-z_/]+\.py)`", path.read_text()):
+        assert any(file.endswith(f"/{named}") for file in tracked), named
+
+
 def test_the_changelog_speaks_of_this_version() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None

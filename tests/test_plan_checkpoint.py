@@ -24,6 +24,7 @@ from gpupool.planner.checkpoint import Checkpoint, read_checkpoint
 from gpupool.planner.gguf import TYPES, bytes_by_type
 from gpupool.planner.split import weight_bytes
 from tests.demo_model import f32_gguf, gguf_path, model_folder
+from tests.refusing_hub import refusing_hub
 
 SMALL = {
     "model_type": "llama",
@@ -243,6 +244,19 @@ def test_offline_an_unknown_model_is_one_line_at_once(hub_cache: Path) -> None:
 
 def test_a_name_that_cannot_be_is_one_line(hub_cache: Path) -> None:
     assert "neither a local folder nor a model" in refusal("not a name!")
+
+
+@pytest.mark.parametrize(
+    ("error_code", "reason"),
+    [
+        ("GatedRepo", "is gated: accept its terms at {hub}, then set HF_TOKEN"),
+        ("RepoNotFound", "is neither a local folder nor a model at {hub}"),
+        ("EntryNotFound", "has no config.json"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(error_code: str, reason: str, tmp_path: Path) -> None:
+    with refusing_hub(error_code, tmp_path) as hub:
+        assert f"--model_name 'org/m' {reason.format(hub=hub)}" in refusal("org/m")
 
 
 class Hub(SimpleHTTPRequestHandler):

@@ -9,6 +9,7 @@ import pytest
 
 from gpupool.errors import ConfigError
 from gpupool.flags import explain, flags, render_help, render_table
+from gpupool.refusal import explain_file
 from gpupool.settings import Settings, env_name, read_settings
 
 
@@ -83,6 +84,64 @@ def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bad_value_names_flag_variable_and_value(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, PORT="many")
     assert "--port (PORT) is 'many'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("PORT", "many", "give a whole number"),
+        ("PORT", "", "give a whole number"),
+        ("PORT", "99999", "give 65535 or less"),
+        ("GPUPOOL_WORKERS", "0", "give 1 or more"),
+        ("GPUPOOL_READ_TIMEOUT_S", "0", "give more than 0"),
+        ("GPUPOOL_READ_TIMEOUT_S", "soon", "give a number"),
+        ("GPUPOOL_TRUST_REMOTE_CODE", "perhaps", "give true or false"),
+        ("PER_PROC_GPUS", "two", "use a number from 1 up, or auto"),
+        ("PER_PROC_GPUS", "0", "use a number from 1 up, or auto"),
+        ("PER_PROC_GPUS", "-1", "use a number from 1 up, or auto"),
+    ],
+)
+def test_a_bad_value_says_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, remedy: str
+) -> None:
+    message = refusal(monkeypatch, **{name: value})
+    assert message.endswith(f"({name}) is {value!r}: {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"- port\n", "has no settings; each is a line"),
+        (b"port 5002\n", "has no settings; each is a line"),
+        (b"5002\n", "has no settings; each is a line"),
+        (b"GGUF\xff\xfe\x00", "is not a text file"),
+        (b"port: [1\n", "is not valid YAML"),
+        (b"port: [1]\n", "give a whole number"),
+        (b"model_name: 7\n", "give a text, in quotes"),
+    ],
+    ids=["list", "words", "number", "binary", "syntax", "list-value", "number-value"],
+)
+def test_a_file_without_settings_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_bytes(content)
+    assert reason in refusal(monkeypatch, GPUPOOL_CONFIG=str(path))
+
+
+def test_an_empty_file_sets_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").touch()
+    monkeypatch.setenv("GPUPOOL_CONFIG", str(tmp_path / "pool.yaml"))
+    assert read_settings().port == 5002
+
+
+def test_a_folder_is_no_file_of_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "no such file" in refusal(monkeypatch, GPUPOOL_CONFIG=str(tmp_path))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_broken() -> None:
+    message = explain_file("pool.yaml", PermissionError(13, "Permission denied"))
+    assert message == "--config 'pool.yaml' cannot be read: Permission denied"
 
 
 def test_an_unknown_engine_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

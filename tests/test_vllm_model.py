@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from gpupool.engines.vllm import VllmEngine
 from gpupool.engines.vllm_arguments import parse_arguments
 from gpupool.engines.vllm_model import check_model, require_vllm
 from gpupool.errors import ConfigError
+from gpupool.hub import PROXIES
 from gpupool.settings import Settings
 from tests.demo_model import gguf_path, model_folder
+from tests.refusing_hub import refusing_hub
+
+NOBODY = "http://127.0.0.1:9"
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -64,6 +69,34 @@ def test_a_hub_id_that_is_not_cached_offline_says_how_to_get_it() -> None:
     assert "hf download no-such-org/no-such-model" in refusal("no-such-org/no-such-model")
 
 
+@pytest.mark.parametrize(
+    ("error_code", "reason"),
+    [
+        ("GatedRepo", "is gated: accept its terms on its page at {hub}, then set HF_TOKEN"),
+        ("RepoNotFound", "is neither a local folder nor a model at {hub}; check the spelling"),
+        ("RevisionNotFound", "has no --revision 'v9'"),
+        ("EntryNotFound", "has no config.json; vLLM cannot serve it"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(error_code: str, reason: str, tmp_path: Path) -> None:
+    with refusing_hub(error_code, tmp_path) as hub:
+        message = refusal("org/model", "--revision", "v9")
+    assert message.startswith("--model_name 'org/model' ")
+    assert reason.format(hub=hub) in message
+
+
+def test_without_a_network_the_hub_is_not_tried_for_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its client tries six times for each file."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
+    begun = time.monotonic()
+    assert f"{NOBODY} cannot be reached" in refusal("no-such-org/no-such-model")
+    assert time.monotonic() - begun < 15
+
+
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"architectures": ["NoSuchForCausalLM"], "model_type": "no_such"})
@@ -100,7 +133,7 @@ def test_a_build_for_other_hardware_is_refused() -> None:
 def test_an_environment_without_vllm_says_how_to_install_it() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "vllm.platforms", None)
-        with pytest.raises(ConfigError, match=re.escape("pip install 'gpupool[vllm]'")):
+        with pytest.raises(ConfigError, match=re.escape("[vllm]'")):
             require_vllm(on_gpu=True)
 
 

@@ -150,7 +150,7 @@ class GuideMaker:
         if not self.is_able:
             raise BadRequest(
                 "this server restricts no texts: its model has no end token, or xgrammar is not "
-                "installed (pip install 'gpupool[transformers]')",
+                "installed (pip install '.[transformers]')",
                 code="unsupported",
             )
         import xgrammar

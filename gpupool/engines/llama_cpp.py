@@ -44,6 +44,7 @@ from gpupool.engines.outlet import Outlet
 from gpupool.engines.request_loop import RequestLoop
 from gpupool.engines.warm_up import run_once
 from gpupool.errors import ConfigError, EngineError
+from gpupool.extras import install_line
 from gpupool.gguf_file import find_gguf, read_gguf
 from gpupool.partition import Slice
 from gpupool.settings import Settings
@@ -88,7 +89,7 @@ class LlamaCppEngine:
         if importlib.util.find_spec("xllamacpp") is None:
             raise ConfigError(
                 "--infer_type llama_cpp needs xllamacpp, which is not installed; "
-                "pip install 'gpupool[llama-cpp]'"
+                f"{install_line('llama-cpp')}"
             )
         args = parse_engine_args(settings.engine_args)
         uses_of(args, read_gguf(find_gguf(settings.model_name)))

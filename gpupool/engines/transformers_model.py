@@ -10,6 +10,8 @@ from gpupool.engines import paged_attention
 from gpupool.engines.base import Report
 from gpupool.engines.transformers_args import TransformersArgs
 from gpupool.errors import ConfigError
+from gpupool.extras import install_line
+from gpupool.hub import is_reachable
 from gpupool.partition import Slice
 from gpupool.settings import Settings
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 OLDEST = (5, 19)  # continuous batching had another interface before
-INSTALL = "pip install 'gpupool[transformers]'"
+INSTALL = install_line("transformers")
 WEIGHTS = ("*.safetensors", "*.bin")
 FALLBACK_CONTEXT_TOKENS = 4096
 
@@ -130,7 +132,15 @@ def read_config(settings: Settings, args: TransformersArgs) -> PreTrainedConfig:
         _expanded(settings.model_name),
         revision=args.revision,
         trust_remote_code=settings.trust_remote_code,
+        local_files_only=_is_cut_off(settings.model_name),
     )
+
+
+def _is_cut_off(name: str) -> bool:
+    """A model of the hub that only the cache can have."""
+    from huggingface_hub import constants
+
+    return not Path(name).expanduser().is_dir() and not is_reachable(constants.ENDPOINT)
 
 
 def read_tokenizer(settings: Settings, args: TransformersArgs) -> PreTrainedTokenizerBase:
@@ -141,6 +151,7 @@ def read_tokenizer(settings: Settings, args: TransformersArgs) -> PreTrainedToke
         _expanded(settings.model_name),
         revision=args.revision,
         trust_remote_code=settings.trust_remote_code,
+        local_files_only=_is_cut_off(settings.model_name),
     )
     return tokenizer
 

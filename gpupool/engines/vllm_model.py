@@ -13,10 +13,12 @@ from pathlib import Path
 from gpupool.engines.vllm_arguments import one_line
 from gpupool.engines.vllm_client import read_config
 from gpupool.errors import ConfigError
+from gpupool.extras import install_line
 from gpupool.gpus import read_inventory, select_visible
+from gpupool.hub import is_reachable
 from gpupool.settings import Settings
 
-INSTALL = "pip install 'gpupool[vllm]'"
+INSTALL = install_line("vllm")
 CONFIG_FILES = ("config.json", "params.json")
 
 
@@ -103,16 +105,19 @@ def _is_hub_id(args: Namespace) -> bool:
 
 def _check_hub(args: Namespace) -> None:
     """One line where vLLM would print a page: no such id, gated, or offline and not cached."""
+    from huggingface_hub import constants
+
     faults = []
+    is_local = not is_reachable(constants.ENDPOINT)
     for name in CONFIG_FILES:
-        fault = _fetch(args, name)
+        fault = _fetch(args, name, is_local=is_local)
         if fault is None:
             return
         faults.append(fault)
     raise ConfigError(faults[0])
 
 
-def _fetch(args: Namespace, name: str) -> str | None:
+def _fetch(args: Namespace, name: str, *, is_local: bool) -> str | None:
     """Bring a file of the model into the cache. The fault if there is none; raises ConfigError
     if there can be no other of the model either."""
     from huggingface_hub import constants, errors, hf_hub_download
@@ -125,6 +130,7 @@ def _fetch(args: Namespace, name: str) -> str | None:
             revision=args.revision,
             cache_dir=args.download_dir,
             token=args.hf_token,
+            local_files_only=is_local,
         )
     except errors.GatedRepoError:
         raise ConfigError(

@@ -5,20 +5,16 @@ huggingface_hub comes with the engines that use it, so it is imported inside fun
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from gpupool.errors import ConfigError
+from gpupool.hub import is_reachable
 from gpupool.planner.tensors import Tensor, read_json
 
 CONFIG = "config.json"
-CONNECT_S = 3.0
-PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def cached_folder(model_id: str) -> Path | None:
@@ -89,17 +85,3 @@ def fetch_tensors(model_id: str) -> tuple[Tensor, ...]:
         for file in found.files_metadata.values()
         for name, info in file.tensors.items()
     )
-
-
-def is_reachable(endpoint: str) -> bool:
-    """Whether the hub answers at all; its client would try for half a minute. Behind a proxy only
-    the client itself can tell."""
-    if any(os.environ.get(name) for name in PROXIES):
-        return True
-    try:
-        parts = urlsplit(endpoint)
-        port = parts.port or (80 if parts.scheme == "http" else 443)
-        socket.create_connection((parts.hostname or "", port), CONNECT_S).close()
-    except (OSError, ValueError):  # not reached, or no address at all
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from gpupool.engines.transformers import TransformersEngine
 from gpupool.errors import ConfigError
+from gpupool.hub import PROXIES
 from gpupool.settings import Settings
 from tests.demo_model import gguf_path, model_folder
+from tests.refusing_hub import refusing_hub
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -116,6 +119,32 @@ def test_model_id_that_is_not_cached_is_refused_offline(monkeypatch: pytest.Monk
     assert "not in the local cache" in refusal("nobody/no-such-model")
 
 
+@pytest.mark.parametrize(
+    ("error_code", "reason"),
+    [
+        ("GatedRepo", "the model is gated; accept its terms on its page and set HF_TOKEN"),
+        ("RepoNotFound", "no such model; check the id, or set HF_TOKEN if it is private"),
+        ("RevisionNotFound", "the model has no such --revision"),
+        ("EntryNotFound", "transformers cannot read it: "),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(error_code: str, reason: str, tmp_path: Path) -> None:
+    with refusing_hub(error_code, tmp_path):
+        assert f"--model_name 'org/model': {reason}" in refusal("org/model", "--revision", "v9")
+
+
+def test_without_a_network_the_hub_is_not_tried_for_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its client tries six times for each file."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    begun = time.monotonic()
+    assert "the hub cannot be reached" in refusal("nobody/no-such-model")
+    assert time.monotonic() - begun < 15
+
+
 def test_context_beyond_the_model_is_refused(folder: Path) -> None:
     assert "was made for 8192 tokens" in refusal(folder, "--max-model-len", "8193")
 
@@ -126,7 +155,7 @@ def test_flag_of_the_pool_after_the_dashes_is_refused(folder: Path) -> None:
 
 def test_missing_library_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "pip install 'gpupool[transformers]'" in refusal("any/model")
+    assert "[transformers]'" in refusal("any/model")
 
 
 def test_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,19 @@ def test_a_missing_value_is_named() -> None:
     assert "'--model_name' requires an argument" in refusal("--model_name")
 
 
+@pytest.mark.parametrize("follows", [["--port", "1"], ["--port=1"], ["--per-proc-gpus", "1"]])
+def test_a_flag_is_not_taken_for_a_missing_value(follows: list[str]) -> None:
+    line = refusal("--model_name", *follows)
+    assert f"'--model_name' requires an argument, but '{follows[0]}' follows" in line
+
+
+@pytest.mark.parametrize("flag", ["--api_key", "--api-key", "--served_model_name", "--cors_origin"])
+def test_a_value_with_a_comma_does_not_silently_become_two(flag: str) -> None:
+    line = refusal("--model_name", "x", "--infer_type", SCRIPTED, flag, "secret,word")
+    assert f"{flag}: a value has a comma" in line
+    assert "secret" not in line
+
+
 def test_a_word_that_is_no_flag_is_named() -> None:
     assert "'x'" in refusal("x")
 
@@ -84,6 +97,11 @@ def test_a_quorum_that_cannot_be_reached_is_refused() -> None:
 def test_a_host_that_is_not_ours_is_refused() -> None:
     line = refusal("--model_name", "x", "--infer_type", SCRIPTED, "--host", "192.0.2.1")
     assert "192.0.2.1" in line
+
+
+def test_a_path_that_is_not_there_is_refused_before_an_engine_is_imported(tmp_path: Path) -> None:
+    line = refusal("--model_name", f"{tmp_path}/none", "--infer_type", "vllm")
+    assert f"{tmp_path}/none': no such file or folder; check the path" in line
 
 
 @pytest.mark.parametrize("infer_type", ["vllm", "transformers", "llama_cpp"])
@@ -199,6 +217,12 @@ def test_a_stopped_pool_leaves_nothing_running(number: int, tmp_path: Path) -> N
 def test_the_master_never_imports_what_a_worker_does(tmp_path: Path) -> None:
     with Pool(tmp_path, "--model_name", "M", "--infer_type", SCRIPTED) as pool:
         pool.wait_ready()
-        maps = Path(f"/proc/{pool.process.pid}/maps").read_text()
-    for library in ("libtorch", "libcuda", "libnvidia-ml"):
-        assert library not in maps
+        assert heavy_libraries(pool.process.pid) == []
+        pool.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload: done" in pool.log(), 30, "the end of a reload")
+        assert heavy_libraries(pool.process.pid) == []
+
+
+def heavy_libraries(pid: int) -> list[str]:
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return [name for name in ("libtorch", "libcuda", "libnvidia-ml") if name in maps]
