@@ -22,6 +22,7 @@ from gpupool.errors import ConfigError
 from gpupool.gguf_file import GgufTensor
 from gpupool.planner.checkpoint import Checkpoint, read_checkpoint
 from gpupool.planner.gguf import TYPES, bytes_by_type
+from gpupool.planner.hub import PROXIES, is_reachable
 from gpupool.planner.split import weight_bytes
 from tests.demo_model import f32_gguf, gguf_path, model_folder
 
@@ -239,6 +240,25 @@ def test_offline_an_unknown_model_is_one_line_at_once(hub_cache: Path) -> None:
     start = time.monotonic()
     assert f"not in the local cache ({hub_cache})" in refusal("org/m")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "proxy"),
+    [
+        ("http://127.0.0.1:1", None),
+        ("https://somewhere.invalid", "http://127.0.0.1:1"),
+        ("https://somewhere.invalid", "127.0.0.1:99999"),
+        ("garbage:99999x", None),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_not_waited_for(
+    endpoint: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    assert not is_reachable(endpoint)
 
 
 def test_a_name_that_cannot_be_is_one_line(hub_cache: Path) -> None:

@@ -92,13 +92,13 @@ def fetch_tensors(model_id: str) -> tuple[Tensor, ...]:
 
 
 def is_reachable(endpoint: str) -> bool:
-    """Whether the hub answers at all; its client would try for half a minute. Behind a proxy only
-    the client itself can tell."""
-    if any(os.environ.get(name) for name in PROXIES):
-        return True
+    """Whether the hub, or the proxy before it, answers at all; the hub's client would try for half
+    a minute."""
+    proxy = next((value for name in PROXIES if (value := os.environ.get(name))), None)
+    address = proxy or endpoint
     try:
-        parts = urlsplit(endpoint)
-        port = parts.port or (80 if parts.scheme == "http" else 443)
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), CONNECT_S).close()
     except (OSError, ValueError):  # not reached, or no address at all
         return False
