@@ -22,7 +22,7 @@ from gpupool.planner import machine as machines
 from gpupool.planner.advice import Plan, make_plan
 from gpupool.planner.checkpoint import Checkpoint, read_checkpoint
 from gpupool.planner.dtypes import check_quantization, kv_value_bytes
-from gpupool.planner.fit import TYPICAL_LENGTH, UTILIZATION, Ask
+from gpupool.planner.fit import MAX_TOKENS, TYPICAL_LENGTH, UTILIZATION, Ask
 from gpupool.planner.option import Machine
 from gpupool.planner.render import render
 from gpupool.planner.report import as_aqua, as_json
@@ -30,7 +30,6 @@ from gpupool.planner.report import as_aqua, as_json
 EXIT_NO_ROOM = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
-MAX_TOKENS = 1 << 40  # no context and no batch is longer
 
 app = typer.Typer(
     add_completion=False,

@@ -17,16 +17,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 CORES = sorted(os.sched_getaffinity(0))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+OWN_CORE = CORES[int(WORKER.removeprefix("gw")) % len(CORES)] if WORKER else None
+
+if OWN_CORE is not None:
+    # OpenMP counts the cores when it is loaded, which may be while tests are collected.
+    os.sched_setaffinity(0, [OWN_CORE])
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Side by side, what computes a model gets a core of its own, and all it starts with it: the
     threads of two engines on the same cores wait for each other most of the time."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker is not None:
-        own = CORES[int(worker.removeprefix("gw")) % len(CORES)]
-        os.sched_setaffinity(0, [own] if item.get_closest_marker("model") else CORES)
+    if OWN_CORE is not None:
+        os.sched_setaffinity(0, [OWN_CORE] if item.get_closest_marker("model") else CORES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

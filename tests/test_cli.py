@@ -185,6 +185,24 @@ def test_what_cannot_be_is_one_line(
     assert err.count("\n") == 1
 
 
+DAMAGED = {
+    "config.json": b"{",
+    "model.safetensors": b"\xff" * 64,
+    "model.safetensors.index.json": b"[",
+    "model.gguf": b"GGUF" + b"\xff" * 64,
+}
+
+
+@pytest.mark.parametrize("file", DAMAGED)
+def test_a_damaged_model_is_one_line(plan: Command, folder: Path, file: str) -> None:
+    (folder / file).write_bytes(DAMAGED[file])
+    if file.endswith(".gguf"):
+        (folder / "config.json").unlink()
+    code, out, err = plan("--model_name", folder, "--gpu", "A10")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert file in err
+
+
 def test_json_has_the_numbers_in_bytes(plan: Command, folder: Path) -> None:
     found = parsed(plan("--model_name", folder, "--gpu", "2x A100-80GB", "--json"))
     assert found["num_parameters"] == 70553706496

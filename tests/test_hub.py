@@ -34,6 +34,8 @@ def test_a_proxy_is_asked_in_place_of_the_hub(name: str, monkeypatch: pytest.Mon
     assert not is_reachable("https://hub.invalid")
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:port", "http://", ""])
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://", ""]
+)
 def test_what_is_no_address_is_not_reachable(endpoint: str) -> None:
     assert not is_reachable(endpoint)

@@ -124,6 +124,7 @@ def test_weights_made_smaller_while_loading_count(tmp_path: Path) -> None:
         ("--hf-overrides.num_hidden_layers", "2"),
         ("--max-model-len", "auto"),
         ("--dtype", "unheard"),
+        ("--max-model-len", "9" * 400),
         ("--max-model", "2048"),  # vLLM completes what is begun
         ("-pp", "2"),
         ("--gpu-memory-utilization", "0"),

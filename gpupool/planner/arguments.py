@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpupool.planner.dtypes import FLOAT_BYTES, KV_BYTES
-from gpupool.planner.fit import UTILIZATION, Ask
+from gpupool.planner.fit import MAX_TOKENS, UTILIZATION, Ask
 
 NUMBER = re.compile(r"^(\d+(?:\.\d+)?)([kKmM]?)$")
 UNITS = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
@@ -114,6 +114,7 @@ def _number(text: str | None) -> int | None:
     if text is None:
         return None
     match = NUMBER.match(text)
-    if match is None or int(float(match[1]) * UNITS[match[2]]) < 1:
-        raise ValueError(f"{text!r} is not a plain number")
-    return int(float(match[1]) * UNITS[match[2]])
+    number = float(match[1]) * UNITS[match[2]] if match else 0
+    if not 1 <= number <= MAX_TOKENS:
+        raise ValueError(f"{text[:40]!r} is not a plain number")
+    return int(number)

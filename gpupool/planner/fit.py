@@ -24,6 +24,7 @@ LOGIT_BYTES = 36  # of one logit while tokens are drawn: float32 copies, sorted,
 # vLLM logged 1.26 GiB for 256 rows of 128256 (vllm-project/vllm#10511) and of 152064 (#15815).
 GRAPH_BYTES_PER_LAYER = 12 * MIB  # CUDA graphs of all batch sizes
 UTILIZATION = 0.92  # vLLM's own share of a GPU's memory
+MAX_TOKENS = 1 << 40  # no context and no batch is longer
 TYPICAL_LENGTH = 2048  # tokens of a request, where nobody says how many
 DOUBT = 0.5  # the overhead may be so much more or less
 MEASURED_DOUBT = 0.1  # after a load of the same kind

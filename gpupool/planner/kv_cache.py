@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 
 from gpupool.planner.model import Attention, Model
@@ -16,7 +17,7 @@ BLOCK_SIZE = 16
 """vLLM's own choice on GPUs for what has keys and values; 128 on the CPU."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cache:
     """The KV cache of one GPU of a worker."""
 
@@ -41,7 +42,7 @@ class Cache:
         """Bytes of one token in all layers, while it is in every window."""
         return sum(self.layer_bytes(layer) for layer in self.model.layers)
 
-    @property
+    @cached_property
     def block_bytes(self) -> float:
         """Bytes of one block: a group of layers shares its block ids."""
         page = max(self.layer_bytes(layer) for layer in self.model.layers) * self.block_size
@@ -80,11 +81,11 @@ class Cache:
             return limit
         return low * self.block_size
 
-    @property
+    @cached_property
     def _kinds(self) -> Counter[Attention]:
         return Counter(self.model.layers)
 
-    @property
+    @cached_property
     def _group_size(self) -> int:
         """Layers of a group: as many as the rarest kind has, unless the others have hardly more."""
         counts = self._kinds.values()

@@ -17,6 +17,7 @@ import pytest
 from gpupool.planner.checkpoint import read_checkpoint
 from gpupool.planner.kv_cache import Cache
 from tests.demo_model import model_folder
+from tests.plan_models import PUBLISHED
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -30,6 +31,33 @@ settings = Settings(model_name=sys.argv[1], infer_type="vllm", engine_args=tuple
 engine = VllmEngine(settings, Slice(0, (), tuple(sorted(os.sched_getaffinity(0)))))
 engine.load(lambda phase, fraction: None)
 engine.die()
+"""
+OWN_NUMBERS = """
+import json, sys, tempfile
+import torch
+import vllm.config
+from pathlib import Path
+from transformers import AutoConfig
+from vllm.transformers_utils import model_arch_config_convertor as arch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
+
+found = {}
+for name, values in json.load(sys.stdin).items():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(values))
+        config = AutoConfig.from_pretrained(folder)
+        kinds = arch.MODEL_ARCH_CONFIG_CONVERTORS
+        kind = kinds.get(config.model_type, arch.ModelArchConfigConvertorBase)
+        read = kind(config, config.get_text_config())
+        if read.is_deepseek_mla():
+            spec, heads = MLAAttentionSpec, 1
+        else:
+            spec, heads = FullAttentionSpec, read.get_total_num_kv_heads()
+        page = spec(
+            block_size=16, num_kv_heads=heads, head_size=read.get_head_size(), dtype=torch.bfloat16
+        )
+        found[name] = page.page_size_bytes // 16 * read.get_num_hidden_layers()
+print(json.dumps(found))
 """
 LOGGED = re.compile(r"KV cache size: ([\d,]+) tokens")
 BLOCK_SIZE = 128  # vLLM's own on the CPU
@@ -67,6 +95,22 @@ def test_vllm_has_room_for_as_many_tokens_as_planned() -> None:
     length, num_bytes = 8192, 300_000_000
     log = log_of(model_folder(), length, num_bytes)
     assert logged_tokens(log) == planned_tokens(model_folder(), length, num_bytes)
+
+
+def test_a_token_takes_as_many_bytes_as_vllm_gives_it() -> None:
+    configs = {name: published.config for name, published in PUBLISHED.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_NUMBERS],
+        input=json.dumps(configs),
+        env=os.environ | {"VLLM_TARGET_DEVICE": "cpu"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours = {name: published.kv_bytes_per_token for name, published in PUBLISHED.items()}
+    assert theirs == ours
 
 
 def tiny(folder: Path, **config: Any) -> Path:

@@ -99,11 +99,18 @@ def await_inflight(pool: Pool, count: int) -> None:
     )
 
 
-def await_batches(pool: Pool, count: int) -> None:
-    """Until so many batches are all being run: each keeps a job going in every worker."""
-    wait_until(
-        lambda: all(worker["inflight"] >= count for worker in look(pool)), 10, f"{count} batches"
-    )
+def send_batches(pool: Pool, held: list[Client], path: str) -> None:
+    """One after the other, each when the one before has arrived: the first one's jobs fill all
+    slots for a second, so the others wait, and are seen to."""
+
+    def num_inflight() -> int:
+        return sum(worker["inflight"] for worker in look(pool))
+
+    for client in held:
+        before = num_inflight()
+        client.send(num_tokens=100, prompt=["ab"] * 3, path=path)
+        wait_until(lambda: all(worker["running"] for worker in look(pool)), 10, "busy workers")
+        wait_until(lambda before=before: num_inflight() > before, 10, "one batch more")
 
 
 def probe(pool: Pool, key: str, path: str = "/infer") -> int:
@@ -267,18 +274,14 @@ def test_requests_that_fail_give_back_what_the_key_may(pool: Pool, key: str) -> 
 
 def test_a_batch_over_all_workers_counts_once(pool: Pool, key: str) -> None:
     with clients(pool, key, LIMIT) as held:
-        for client in held:
-            client.send(num_tokens=50, prompt=["ab"] * 6)
-        await_batches(pool, LIMIT)
+        send_batches(pool, held, "/infer")
         assert probe(pool, key) == 429
         assert [client.status() for client in held] == [200] * LIMIT
 
 
 def test_a_list_of_prompts_of_v1_counts_once(pool: Pool, key: str) -> None:
     with clients(pool, key, LIMIT) as held:
-        for client in held:
-            client.send(num_tokens=50, prompt=["ab"] * 6, path="/v1/completions")
-        await_batches(pool, LIMIT)
+        send_batches(pool, held, "/v1/completions")
         assert probe(pool, key) == 429
         assert [client.status() for client in held] == [200] * LIMIT
 
