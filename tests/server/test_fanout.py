@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
+import itertools
 import json
 import os
+import resource
 import signal
 import time
 from collections import Counter
@@ -103,6 +106,35 @@ def test_a_client_that_leaves_ends_its_batch_everywhere(pool: Pool) -> None:
     wait_until(lambda: all(w["inflight"] >= 4 for w in pool.workers()), 5, "a full pool")
     client.close()
     wait_until(lambda: idle(pool), 0.5 + 0.2, "the end of the batch")
+
+
+@contextlib.contextmanager
+def few_free_files(pid: int, count: int) -> Iterator[None]:
+    """A running process can open so many more, whatever numbers are free."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = (number for number in itertools.count() if number not in taken)
+    limit = next(itertools.islice(free, count, None))
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("num_free", [0, 1, 2])
+def test_a_worker_without_free_files_takes_no_part_and_lives(pool: Pool, num_free: int) -> None:
+    """It cannot even take a lane, or not what a lane needs."""
+    prompts = [f"{i:02}" for i in range(60)]
+    with Client(pool) as client:
+        wait_until(lambda: idle(pool), 5, "an idle pool")
+        poor = next(w for w in pool.workers() if w["pid"] != client.worker["pid"])
+        with few_free_files(poor["pid"], num_free):
+            answers = client.ask(prompts, 3)
+        assert [answer["text"] for answer in answers] == [(text * 2)[:3] for text in prompts]
+        assert is_alive(poor["pid"])
+    wait_until(lambda: idle(pool), 5, "free slots")
+    assert poor["pid"] in [worker["pid"] for worker in pool.workers()]
 
 
 class Client:
