@@ -18,7 +18,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from dispatcher import GPUDispatcher
-from gpupool import hooks, procfs
+from gpupool import hooks, logs, procfs
 from gpupool.attendant import Attendant
 from gpupool.backoff import QUICK_S, Backoff
 from gpupool.gpu_guard import GpuGuard
@@ -128,7 +128,8 @@ class PoolArbiter(RefusedSignals):
                 continue
             if self.backoff[slot].not_before <= now:
                 self.fork(slot, self.reloader.edition_for(slot))
-        if not self.lives and (waiting := self._first_to_answer()) is not None:
+        # With no worker at all nobody would answer the probes: one waits inside.
+        if not self.lives and (waiting := self.backoff.first_to_answer()) is not None:
             self.fork(waiting, self.reloader.edition_for(waiting))
 
     def fork(self, slot: int, edition: Edition) -> None:
@@ -169,12 +170,6 @@ class PoolArbiter(RefusedSignals):
     def living_on(self, slot: int) -> list[Life]:
         """The slot's workers: none, one, or one and its successor."""
         return [life for life in self.lives.values() if life.slot == slot]
-
-    def _first_to_answer(self) -> int | None:
-        """The slot whose worker is forked before its back-off is over, and waits inside: with no
-        worker at all nobody would answer the probes."""
-        slots = [slot for slot in range(self.scoreboard.num_slots) if self.backoff[slot].may_answer]
-        return min(slots, key=lambda slot: self.backoff[slot].not_before, default=None)
 
     # Workers go.
 
@@ -254,7 +249,8 @@ class PoolArbiter(RefusedSignals):
     def reload(self) -> None:
         """SIGHUP: new settings, one worker at a time."""
         self._stats["reloads"] += 1
-        self.log.reopen_files()
+        if logs.can_reopen():
+            self.log.reopen_files()
         self.reloader.ask()
 
     def stop(self, graceful: bool = True) -> None:
@@ -270,7 +266,7 @@ class PoolArbiter(RefusedSignals):
             self._stop_fast()
         super().stop(graceful)
         self._await(lambda: not self.WORKERS, FAST_STOP_S)
-        for pid in groups:
+        for pid in self.WORKERS:  # of the others it was done as they ended
             hooks.kill_group(pid, signal.SIGKILL)
         self._await(lambda: not any(map(procfs.group_members, groups)), GROUPS_TIMEOUT_S)
 
