@@ -13,6 +13,7 @@ import gpupool
 from gpupool.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+PROMISES = ROOT / "docs" / "promises.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -47,6 +48,20 @@ def test_every_link_leads_to_a_file(path: Path) -> None:
 def test_every_make_target_exists(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)`", path.read_text())) <= targets
+
+
+def test_every_promise_names_a_test_and_a_mutant_that_exist() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| (`[^|]+) \| ([^|]+) \|$", PROMISES.read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for promise, tests, mutants in rows:
+        for path, name in re.findall(r"`([\w/]+\.py)::(\w+)`", tests):
+            source = (ROOT / "tests" / path).read_text()
+            assert re.search(rf"^def {name}\(", source, re.MULTILINE), (promise, name)
+        assert tests.count("`") == 2 * len(re.findall(r"`[\w/]+\.py::\w+`", tests)), promise
+        names = re.findall(r"`(\w+)`", mutants)
+        assert names, promise
+        for name in names:
+            assert (ROOT / "tests" / "mutants" / f"{name}.patch").exists(), (promise, name)
 
 
 def test_the_changelog_speaks_of_this_version() -> None:
