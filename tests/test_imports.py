@@ -25,6 +25,7 @@ CHECKS = VALUES | {
     "gpupool.api.values",
     "gpupool.api.openai.routes",
     "gpupool.api.openai.content",
+    "gpupool.api.openai.extras",
     "gpupool.api.openai.grammars",
 }
 PLANNER = {"gpupool.planner", "gpupool.errors", "gpupool.nearest"}
@@ -46,6 +47,7 @@ PURE: dict[str, set[str]] = {
     "gpupool.api.params": VALUES | {"gpupool.api.values"},
     "gpupool.api.openai.routes": set(),
     "gpupool.api.openai.content": VALUES | {"gpupool.api.values"},
+    "gpupool.api.openai.extras": VALUES | {"gpupool.api.values"},
     "gpupool.api.openai.grammars": VALUES | {"gpupool.api.values"},
     "gpupool.api.openai.checks": CHECKS,
     "gpupool.api.openai.models": CHECKS | {"gpupool.api.openai.checks"},

@@ -27,6 +27,9 @@ def schema_format(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
 
 
+PICTURE = [{"type": "input_image", "image_url": "http://10.0.0.1/"}]
+
+
 def tool(**function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", **function}}
 
@@ -83,6 +86,51 @@ CHATS = {
         content({"type": "image_url", "image_url": "file:///etc/passwd"}),
         "messages[0]",
     ),
+    "a picture within the answer of a tool": (
+        content(
+            {"type": "tool_result", "content": [{"source": {"type": "url", "url": "http://x"}}]}
+        ),
+        "messages[0]",
+    ),
+    "a tensor": (content({"type": "image_embeds", "image_embeds": "AAAA"}), "messages[0]"),
+    "a tensor with a name": (content({"uuid": "1", "video_embeds": "AAAA"}), "messages[0]"),
+    "a tensor as a prompt": (content({"type": "prompt_embeds", "data": "AA"}), "messages[0]"),
+    "more text in calls than any context": (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": "a" * 51_201}}],
+                }
+            ]
+        },
+        "messages",
+    ),
+    "more text in variables than any context": (
+        {"chat_template_kwargs": {"a": "a" * 51_201}},
+        "messages",
+    ),
+    "a template among its variables": (
+        {"chat_template_kwargs": {"chat_template": "{{ x }}"}},
+        "chat_template_kwargs",
+    ),
+    "an argument of the renderer": (
+        {"chat_template_kwargs": {"tokenize": True}},
+        "chat_template_kwargs",
+    ),
+    "variables of a string": ({"chat_template_kwargs": "a"}, "chat_template_kwargs"),
+    "a transfer of caches": (
+        {"vllm_xargs": {"kv_transfer_params": "a"}},
+        "vllm_xargs",
+    ),
+    "a transfer of vectors": ({"ec_transfer_params": {"a": 1}}, "ec_transfer_params"),
+    "a transfer": ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
+    "129 bad words": ({"bad_words": ["a"] * 129}, "bad_words"),
+    "a bad word of 1025 characters": ({"bad_words": ["a" * 1025]}, "bad_words"),
+    "bad words of numbers": ({"bad_words": [1]}, "bad_words"),
+    "an allowed token that is none": ({"allowed_token_ids": [1000]}, "allowed_token_ids"),
+    "more allowed tokens than there are": ({"allowed_token_ids": [1] * 1001}, "allowed_token_ids"),
+    "allowed tokens of a number": ({"allowed_token_ids": 5}, "allowed_token_ids"),
     "a format that is none": ({"response_format": {"type": "xml"}}, "response_format"),
     "a format of a string": ({"response_format": "json"}, "response_format"),
     "a schema that is missing": (
@@ -104,6 +152,10 @@ CHATS = {
     "a regex of 1025 characters": (
         {"structured_outputs": {"regex": "a" * 1025}},
         "structured_outputs.regex",
+    ),
+    "blanks by a regex of 1025 characters": (
+        {"structured_outputs": {"whitespace_pattern": " " * 1025}},
+        "structured_outputs.whitespace_pattern",
     ),
     "a schema in text that is no JSON": (
         {"structured_outputs": {"json": "{"}},
@@ -146,6 +198,18 @@ GOOD = {
     "a picture in the request": content(
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     ),
+    "a call whose arguments have our names": {
+        "messages": [
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "tool_use", "input": {"image_url": "http://x", "source": "http://x"}}
+                ],
+            }
+        ]
+    },
+    "a document that says where it is from": {"documents": [{"text": "a", "source": "http://x"}]},
+    "variables of a template": {"chat_template_kwargs": {"enable_thinking": False}},
     "a tool": {"tools": [tool(parameters={"type": "object"})]},
     "a schema in text": {"structured_outputs": {"json": '{"type": "object"}'}},
 }
@@ -154,6 +218,43 @@ GOOD = {
 @pytest.mark.parametrize("change", GOOD.values(), ids=GOOD.keys())
 def test_a_chat_that_can_be_is_let_through(change: dict[str, Any]) -> None:
     check(ROUTES[CHAT], HELLO | change, ABLE)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": [{"role": "user", "content": PICTURE}]}),
+        ("/v1/responses", {"input": [{"type": "computer_call_output", "output": PICTURE[0]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"content": PICTURE}]}]}),
+        ("/rerank", {"query": "a", "documents": [{"content": PICTURE}]}),
+        ("/score", {"data_1": {"content": PICTURE}, "data_2": "b"}),
+        ("/tokenize", {"messages": [{"role": "user", "content": PICTURE}]}),
+        ("/pooling", {"messages": [{"role": "user", "content": PICTURE}]}),
+    ],
+)
+def test_by_no_route_a_picture_is_fetched(path: str, body: dict[str, Any]) -> None:
+    able = replace(ABLE, fields={path: frozenset(body)})
+    with pytest.raises(RequestError, match="data: URL"):
+        check(ROUTES[path], body, able)
+    check(ROUTES[path], body, replace(able, media_by_url=True))
+
+
+def test_a_responses_input_is_one_text_however_many_items_it_has() -> None:
+    item = {"role": "user", "content": "a" * 30_000}
+    able = replace(ABLE, fields={"/v1/responses": frozenset({"input"})})
+    check(ROUTES["/v1/responses"], {"input": [item]}, able)
+    with pytest.raises(RequestError) as caught:
+        check(ROUTES["/v1/responses"], {"input": [item, item]}, able)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_token_that_is_none_is_not_decoded() -> None:
+    able = replace(ABLE, fields={"/detokenize": frozenset({"tokens"})})
+    check(ROUTES["/detokenize"], {"tokens": [0, 999]}, able)
+    for tokens in ([1000], [-1], ["a"], "a"):
+        with pytest.raises(RequestError) as caught:
+            check(ROUTES["/detokenize"], {"tokens": tokens}, able)
+        assert caught.value.param == "tokens"
 
 
 def test_a_picture_may_come_from_where_the_operator_said() -> None:
@@ -169,6 +270,7 @@ COMPLETIONS_REFUSED = {
     "a token that is none": ({"prompt": [[1, 1000]]}, "prompt[0]"),
     "more tokens than the context": ({"prompt": [1] * 101}, "prompt"),
     "2049 prompts": ({"prompt": ["a"] * 2049}, "prompt"),
+    "2049 streams": ({"prompt": ["a"] * 683, "n": 3, "stream": True}, "n"),
     "logprobs of true": ({"logprobs": True}, "logprobs"),
     "logprobs of 21": ({"logprobs": 21}, "logprobs"),
     "max_tokens of 0 without echo": ({"max_tokens": 0}, "max_tokens"),

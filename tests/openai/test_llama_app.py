@@ -271,6 +271,20 @@ def test_documents_are_ranked_side_by_side_in_slots_of_their_own(run: Run) -> No
     assert server.most_running == 2  # as many as there are slots
 
 
+@pytest.mark.parametrize(("top_n", "expected"), [(None, [1, 2, 0]), (2, [1, 2])])
+def test_the_best_document_comes_first(run: Run, top_n: int | None, expected: list[int]) -> None:
+    """Where one engine ranks all of them; a pool's gate merges what many have said."""
+
+    async def scenario(made: Stage) -> Any:
+        made.server.script_of = lambda asked: ranked(len(asked["documents"][0]))
+        fields = {"query": "q", "documents": ["a", "aaa", "aa"], "top_n": top_n}
+        return (await made.client().ask("/v1/rerank", **fields))[1]
+
+    answer = run(scenario)
+    assert [result["index"] for result in answer["results"]] == expected
+    assert answer["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
+
+
 def test_documents_of_equal_scores_keep_their_order(run: Run) -> None:
     """llama.cpp's own rounding differs from slot to slot, so no pair of equal documents of a real
     model is sure to have equal scores."""

@@ -80,7 +80,7 @@ def _check_structured(given: dict[str, Any]) -> None:
             continue
         if name == "json":
             check_schema(param, _parse(param, value) if isinstance(value, str) else value)
-        elif name == "regex":
+        elif name in ("regex", "whitespace_pattern"):
             _check_text(param, value, MAX_REGEX_CHARS)
         elif name in ("grammar", "structural_tag"):
             _check_text(param, value, MAX_GRAMMAR_CHARS)
