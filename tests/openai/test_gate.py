@@ -16,6 +16,7 @@ from gpupool.scoreboard import Row
 from gpupool.slots import Slots
 from gpupool.totals import PoolTotals
 from tests.openai.client import ABLE, CHAT, COMPLETIONS, Script, ask, gate_around
+from tests.test_app import make_client
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
@@ -291,6 +292,14 @@ def test_the_text_of_an_engines_failure_stays_here() -> None:
     answer = ask(gate_around(Script(500, content)), CHAT, HELLO)
     assert (answer.status, answer.error["type"]) == (500, "engine_error")
     assert b"secret" not in answer.body
+
+
+def test_no_browser_may_guess_what_an_answer_is() -> None:
+    for script in (Script(content=WHOLE), Script(400, VLLMS), Script(events=[TOKEN, LAST, DONE])):
+        answer = ask(gate_around(script), CHAT, HELLO | {"stream": bool(script.events)})
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    for path in ("/livez", "/pool", "/nowhere"):
+        assert make_client().get(path).headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_an_exception_of_the_application_is_a_500_that_tells_nothing() -> None:
