@@ -92,6 +92,10 @@ CHATS = {
         ),
         "messages[0]",
     ),
+    "a part of text without one": (content({"type": "text"}), "messages[0]"),
+    "a text of a number": (content({"type": "text", "text": 5}), "messages[0]"),
+    "calls of a number": ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0]"),
+    "a call of nothing": ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0]"),
     "a tensor": (content({"type": "image_embeds", "image_embeds": "AAAA"}), "messages[0]"),
     "a tensor with a name": (content({"uuid": "1", "video_embeds": "AAAA"}), "messages[0]"),
     "a tensor as a prompt": (content({"type": "prompt_embeds", "data": "AA"}), "messages[0]"),
@@ -145,6 +149,10 @@ CHATS = {
         {"response_format": schema_format({"enum": ["x" * 17_000]})},
         "response_format.json_schema.schema",
     ),
+    "a schema of at least 5 and at most 1": (
+        {"response_format": schema_format({"items": {"minLength": 5, "maxLength": 1}})},
+        "response_format.json_schema.schema",
+    ),
     "a pattern of 1025 characters": (
         {"response_format": schema_format({"pattern": "a" * 1025})},
         "response_format.json_schema.schema pattern",
@@ -152,6 +160,26 @@ CHATS = {
     "a regex of 1025 characters": (
         {"structured_outputs": {"regex": "a" * 1025}},
         "structured_outputs.regex",
+    ),
+    "a regex of at least 5 and at most 1": (
+        {"structured_outputs": {"regex": "a{5,1}"}},
+        "structured_outputs.regex",
+    ),
+    "a grammar of at least 5 and at most 1": (
+        {"structured_outputs": {"grammar": 'root ::= "a"{5, 1}'}},
+        "structured_outputs.grammar",
+    ),
+    "a grammar of a range without end": (
+        {"structured_outputs": {"grammar": 'root ::= "a"{1,' + "9" * 5000 + "}"}},
+        "structured_outputs.grammar",
+    ),
+    "a grammar of 257 repeats": (
+        {"structured_outputs": {"grammar": "root ::= " + '"a"?' * 257}},
+        "structured_outputs.grammar",
+    ),
+    "a pattern of 257 repeats": (
+        {"response_format": schema_format({"pattern": "a*" * 257})},
+        "response_format.json_schema.schema pattern",
     ),
     "blanks by a regex of 1025 characters": (
         {"structured_outputs": {"whitespace_pattern": " " * 1025}},
@@ -211,6 +239,9 @@ GOOD = {
     "a document that says where it is from": {"documents": [{"text": "a", "source": "http://x"}]},
     "variables of a template": {"chat_template_kwargs": {"enable_thinking": False}},
     "a tool": {"tools": [tool(parameters={"type": "object"})]},
+    "a grammar that repeats": {
+        "structured_outputs": {"grammar": "root ::= " + '"a"{1,5}' * 256},
+    },
     "a schema in text": {"structured_outputs": {"json": '{"type": "object"}'}},
 }
 

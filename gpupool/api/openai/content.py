@@ -18,6 +18,7 @@ TEXT_FIELDS = ("prompt", "input", "text_1", "text_2", "query", "queries", "docum
 MEDIA = ("image_url", "audio_url", "video_url", "input_audio", "file_url", "source")
 """Fields of a part, or of what a tool has answered, that hold a picture or sound or say where it
 is. `source` says so only as an object: documents have one, too."""
+TEXT_PARTS = ("text", "input_text", "output_text")
 TENSORS = ("image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "image_pil")
 RENDERED = ("messages", "system", "instructions", "tools", "chat_template_kwargs")
 """What a chat template makes one text of."""
@@ -38,11 +39,32 @@ def check_messages(messages: Any) -> None:
             raise BadRequest(f"{param} must be an object with a role", param=param)
         content = message.get("content")
         for part in content if isinstance(content, list) else [content]:
-            if not isinstance(part, str | dict | None):
+            if not isinstance(part, str | dict | None) or not _is_text(part):
                 raise BadRequest(
                     f"{param}.content has {show(part)}; it takes a string or a list of parts",
                     param=param,
                 )
+        _check_calls(param, message.get("tool_calls"))
+
+
+def _is_text(part: Any) -> bool:
+    """Whether a part that says it is text has one."""
+    if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
+        return True
+    return isinstance(part.get("text"), str)
+
+
+def _check_calls(param: str, calls: Any) -> None:
+    """What the model has called before."""
+    if not isinstance(calls, list | None):
+        raise BadRequest(f"{param}.tool_calls is {show(calls)}; send a list", param=param)
+    for call in calls or ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRequest(
+                f"{param}.tool_calls has {show(call)}; each names the function that was called",
+                param=param,
+            )
 
 
 def check_length(body: dict[str, Any], names: Sequence[str], context_tokens: int) -> None:

@@ -19,6 +19,20 @@ MAX_REGEX_CHARS = 1 << 10
 MAX_GRAMMAR_CHARS = 16 << 10
 MAX_CHOICES = 1024
 MAX_TOOLS = 128
+MAX_REPEATS = 256
+"""Of `?`, `*`, `+` and `{}` in a pattern or grammar. What llama.cpp and xgrammar need for a row of
+them grows with the square of their number, or faster: some thousand take hours."""
+REPEAT = re.compile(r"[?*+{]")
+RANGE = re.compile(r"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
+BOUNDS = (
+    ("minLength", "maxLength"),
+    ("minItems", "maxItems"),
+    ("minProperties", "maxProperties"),
+    ("minimum", "maximum"),
+    ("exclusiveMinimum", "exclusiveMaximum"),
+    ("minimum", "exclusiveMaximum"),
+    ("exclusiveMinimum", "maximum"),
+)
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 FORMATS = ("text", "json_object", "json_schema", "structural_tag")
@@ -39,7 +53,7 @@ def check_grammars(body: dict[str, Any]) -> None:
             )
         _check_structured(structured)
     if body.get("grammar") is not None:
-        _check_text("grammar", body["grammar"], MAX_GRAMMAR_CHARS)
+        _check_pattern("grammar", body["grammar"], MAX_GRAMMAR_CHARS)
     if body.get("json_schema") is not None:
         check_schema("json_schema", body["json_schema"])
 
@@ -81,8 +95,10 @@ def _check_structured(given: dict[str, Any]) -> None:
         if name == "json":
             check_schema(param, _parse(param, value) if isinstance(value, str) else value)
         elif name in ("regex", "whitespace_pattern"):
-            _check_text(param, value, MAX_REGEX_CHARS)
-        elif name in ("grammar", "structural_tag"):
+            _check_pattern(param, value, MAX_REGEX_CHARS)
+        elif name == "grammar":
+            _check_pattern(param, value, MAX_GRAMMAR_CHARS)
+        elif name == "structural_tag":
             _check_text(param, value, MAX_GRAMMAR_CHARS)
         elif name == "choice":
             _check_choices(param, value)
@@ -99,6 +115,18 @@ def _check_text(param: str, value: Any, max_chars: int) -> None:
         raise BadRequest(f"{param} is {show(value)}; it must be a string", param=param)
     if len(value) > max_chars:
         raise BadRequest(f"{param} has more than {max_chars} characters", param=param)
+
+
+def _check_pattern(param: str, value: Any, max_chars: int) -> None:
+    """A regular expression, or a grammar."""
+    _check_text(param, value, max_chars)
+    if len(REPEAT.findall(value)) > MAX_REPEATS:
+        raise BadRequest(f"{param} repeats more than {MAX_REPEATS} times", param=param)
+    for low, high in RANGE.findall(value):
+        if len(low.lstrip("0")) > 9 or len(high.lstrip("0")) > 9 or int(low) > int(high):
+            raise BadRequest(
+                f"{param} has the range {show(f'{low},{high}')}, which cannot be", param=param
+            )
 
 
 def _parse(param: str, text: str) -> Any:
@@ -120,8 +148,20 @@ def check_schema(param: str, schema: Any) -> None:
             raise BadRequest(
                 f"{param} is nested more than {MAX_SCHEMA_DEPTH} levels deep", param=param
             )
-        if isinstance(value, dict) and isinstance(value.get("pattern"), str):
-            _check_text(f"{param} pattern", value["pattern"] or "^", MAX_REGEX_CHARS)
+        if isinstance(value, dict):
+            _check_inner(param, value)
+
+
+def _check_inner(param: str, schema: dict[str, Any]) -> None:
+    """llama.cpp writes out "up to 1, at least 5" until the memory is gone."""
+    if isinstance(schema.get("pattern"), str):
+        _check_pattern(f"{param} pattern", schema["pattern"] or "^", MAX_REGEX_CHARS)
+    for low, high in BOUNDS:
+        least, most = schema.get(low), schema.get(high)
+        if not (isinstance(least, int | float) and isinstance(most, int | float)):
+            continue
+        if least > most:
+            raise BadRequest(f"{param} has {low} {least} above {high} {most}", param=param)
 
 
 def _walk(value: Any, depth: int = 0) -> Iterator[tuple[int, Any]]:
