@@ -153,12 +153,20 @@ CHATS = {
         {"response_format": schema_format({"items": {"minLength": 5, "maxLength": 1}})},
         "response_format.json_schema.schema",
     ),
+    "a schema of a billion items": (
+        {"response_format": schema_format({"items": {"minItems": 10**9}})},
+        "response_format.json_schema.schema",
+    ),
     "a pattern of 1025 characters": (
         {"response_format": schema_format({"pattern": "a" * 1025})},
         "response_format.json_schema.schema pattern",
     ),
     "a regex of 1025 characters": (
         {"structured_outputs": {"regex": "a" * 1025}},
+        "structured_outputs.regex",
+    ),
+    "a regex that ends within an escape": (
+        {"structured_outputs": {"regex": "a\\\\\\"}},
         "structured_outputs.regex",
     ),
     "a regex of at least 5 and at most 1": (
@@ -239,6 +247,7 @@ GOOD = {
     "a document that says where it is from": {"documents": [{"text": "a", "source": "http://x"}]},
     "variables of a template": {"chat_template_kwargs": {"enable_thinking": False}},
     "a tool": {"tools": [tool(parameters={"type": "object"})]},
+    "a regex that ends with a backslash": {"structured_outputs": {"regex": "a\\\\"}},
     "a grammar that repeats": {
         "structured_outputs": {"grammar": "root ::= " + '"a"{1,5}' * 256},
     },

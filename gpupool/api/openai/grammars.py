@@ -23,7 +23,10 @@ MAX_REPEATS = 256
 """Of `?`, `*`, `+` and `{}` in a pattern or grammar. What llama.cpp and xgrammar need for a row of
 them grows with the square of their number, or faster: some thousand take hours."""
 REPEAT = re.compile(r"[?*+{]")
+UNFINISHED = re.compile(r"(?<!\\)(\\\\)*\\$")
 RANGE = re.compile(r"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
+LEASTS = ("minItems", "minProperties", "minLength")
+MAX_LEAST = 4096
 BOUNDS = (
     ("minLength", "maxLength"),
     ("minItems", "maxItems"),
@@ -96,6 +99,8 @@ def _check_structured(given: dict[str, Any]) -> None:
             check_schema(param, _parse(param, value) if isinstance(value, str) else value)
         elif name in ("regex", "whitespace_pattern"):
             _check_pattern(param, value, MAX_REGEX_CHARS)
+            if UNFINISHED.search(value):
+                raise BadRequest(f"{param} ends within an escape sequence", param=param)
         elif name == "grammar":
             _check_pattern(param, value, MAX_GRAMMAR_CHARS)
         elif name == "structural_tag":
@@ -153,7 +158,12 @@ def check_schema(param: str, schema: Any) -> None:
 
 
 def _check_inner(param: str, schema: dict[str, Any]) -> None:
-    """llama.cpp writes out "up to 1, at least 5" until the memory is gone."""
+    """llama.cpp writes out "at least 5, up to 1" until the memory is gone, xgrammar "at least a
+    billion items", and that in the worker itself: vLLM looks at a schema there."""
+    for name in LEASTS:
+        least = schema.get(name)
+        if isinstance(least, int | float) and least > MAX_LEAST:
+            raise BadRequest(f"{param} has {name} {show(least)}, above {MAX_LEAST}", param=param)
     if isinstance(schema.get("pattern"), str):
         _check_pattern(f"{param} pattern", schema["pattern"] or "^", MAX_REGEX_CHARS)
     for low, high in BOUNDS:
