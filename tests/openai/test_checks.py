@@ -153,6 +153,42 @@ CHATS = {
         {"response_format": schema_format({"items": {"minLength": 5, "maxLength": 1}})},
         "response_format.json_schema.schema",
     ),
+    "a schema of a billion items in a tag": (
+        {
+            "response_format": {
+                "type": "structural_tag",
+                "structures": [{"schema": {"minItems": 9999}}],
+            }
+        },
+        "response_format",
+    ),
+    "a schema of a billion items in a tag of text": (
+        {"structured_outputs": {"structural_tag": '{"format": {"minItems": 9999}}'}},
+        "structured_outputs.structural_tag",
+    ),
+    "a long pattern in a tag": (
+        {"response_format": {"type": "structural_tag", "format": {"pattern": "a" * 1025}}},
+        "response_format pattern",
+    ),
+    "a long pattern of names": (
+        {"response_format": schema_format({"patternProperties": {"a" * 1025: {}}})},
+        "response_format.json_schema.schema pattern",
+    ),
+    "a schema that is itself": (
+        {"response_format": schema_format({"$ref": "#"})},
+        "response_format.json_schema.schema",
+    ),
+    "a schema in a circle": (
+        {
+            "response_format": schema_format(
+                {
+                    "properties": {"a": {"$ref": "#/$defs/a"}},
+                    "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+                }
+            )
+        },
+        "response_format.json_schema.schema",
+    ),
     "a schema of a billion items": (
         {"response_format": schema_format({"items": {"minItems": 10**9}})},
         "response_format.json_schema.schema",
@@ -229,6 +265,11 @@ GOOD = {
         "logit_bias": {"999": -100},
     },
     "nulls": {"temperature": None, "stop": None, "tools": None, "stream": None},
+    "a schema that comes again within": {
+        "response_format": schema_format(
+            {"properties": {"a": {"$ref": "#"}, "b": {"$ref": "#/nowhere"}, "c": {"$ref": "x"}}}
+        )
+    },
     "a schema of 32 levels": {"response_format": schema_format(deep(15))},
     "parts": content({"type": "text", "text": "a"}),
     "a picture in the request": content(
@@ -286,6 +327,14 @@ def test_a_responses_input_is_one_text_however_many_items_it_has() -> None:
     with pytest.raises(RequestError) as caught:
         check(ROUTES["/v1/responses"], {"input": [item, item]}, able)
     assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("field", ["text", "output_config"])
+def test_formats_of_other_apis_are_measured_too(field: str) -> None:
+    able = replace(ABLE, fields={"/v1/responses": frozenset({"input", field})})
+    body = {"input": "a", field: {"format": {"type": "json_schema", "schema": {"minItems": 9999}}}}
+    with pytest.raises(RequestError, match="minItems 9999"):
+        check(ROUTES["/v1/responses"], body, able)
 
 
 def test_a_token_that_is_none_is_not_decoded() -> None:

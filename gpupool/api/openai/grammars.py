@@ -45,8 +45,10 @@ def check_grammars(body: dict[str, Any]) -> None:
     """Everything by which a body restricts the text."""
     _check_response_format(body.get("response_format"), "response_format")
     text = body.get("text")
-    if isinstance(text, dict):
-        _check_text_format(text.get("format"))
+    output = body.get("output_config")  # as /v1/messages has it
+    for holder in (text, output):
+        if isinstance(holder, dict):
+            _check_text_format(holder.get("format"))
     structured = body.get("structured_outputs")
     if structured is not None:
         if not isinstance(structured, dict):
@@ -80,13 +82,13 @@ def _check_response_format(given: Any, param: str) -> None:
     elif "schema" in given:
         check_schema(f"{param}.schema", given["schema"])
     else:
-        _check_size(param, given)
+        check_schema(param, given)  # a structural tag has schemas and patterns within
 
 
 def _check_text_format(given: Any) -> None:
-    """As /v1/responses has it."""
+    """As /v1/responses and /v1/messages have it."""
     if isinstance(given, dict) and given.get("schema") is not None:
-        check_schema("text.format.schema", given["schema"])
+        check_schema("format.schema", given["schema"])
 
 
 def _check_structured(given: dict[str, Any]) -> None:
@@ -105,6 +107,7 @@ def _check_structured(given: dict[str, Any]) -> None:
             _check_pattern(param, value, MAX_GRAMMAR_CHARS)
         elif name == "structural_tag":
             _check_text(param, value, MAX_GRAMMAR_CHARS)
+            check_schema(param, _parse(param, value))
         elif name == "choice":
             _check_choices(param, value)
 
@@ -155,6 +158,7 @@ def check_schema(param: str, schema: Any) -> None:
             )
         if isinstance(value, dict):
             _check_inner(param, value)
+            _check_reference(param, schema, value)
 
 
 def _check_inner(param: str, schema: dict[str, Any]) -> None:
@@ -164,14 +168,34 @@ def _check_inner(param: str, schema: dict[str, Any]) -> None:
         least = schema.get(name)
         if isinstance(least, int | float) and least > MAX_LEAST:
             raise BadRequest(f"{param} has {name} {show(least)}, above {MAX_LEAST}", param=param)
-    if isinstance(schema.get("pattern"), str):
-        _check_pattern(f"{param} pattern", schema["pattern"] or "^", MAX_REGEX_CHARS)
+    if isinstance(schema.get("grammar"), str):
+        _check_pattern(f"{param} grammar", schema["grammar"] or " ", MAX_GRAMMAR_CHARS)
+    patterns = [schema.get("pattern"), *_keys_of(schema.get("patternProperties"))]
+    for pattern in patterns:
+        if isinstance(pattern, str):
+            _check_pattern(f"{param} pattern", pattern or "^", MAX_REGEX_CHARS)
     for low, high in BOUNDS:
         least, most = schema.get(low), schema.get(high)
         if not (isinstance(least, int | float) and isinstance(most, int | float)):
             continue
         if least > most:
             raise BadRequest(f"{param} has {low} {least} above {high} {most}", param=param)
+
+
+def _check_reference(param: str, schema: Any, inner: dict[str, Any]) -> None:
+    """One that leads back to itself, and to nothing that could be written."""
+    seen: list[str] = []
+    while isinstance(inner, dict) and isinstance(pointer := inner.get("$ref"), str):
+        if pointer in seen:
+            raise BadRequest(f"{param} has a $ref without end: {show(pointer)}", param=param)
+        seen.append(pointer)
+        inner = schema
+        for name in pointer.removeprefix("#").split("/")[1:]:
+            inner = inner.get(name, {}) if isinstance(inner, dict) else {}
+
+
+def _keys_of(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
 
 
 def _walk(value: Any, depth: int = 0) -> Iterator[tuple[int, Any]]:
