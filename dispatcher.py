@@ -192,7 +192,7 @@ class GPUDispatcher:
             last = next(iter(note.read_notes(self.layout.lock_dir, gpu.uuid)), None)
             if last is None or (last.pool, last.slot) != (self._pool, home.slot):
                 continue
-            if last.ended_s is None and lockdir.is_locked(self.layout.lock_dir, gpu):
+            if last.ended_s is None and lockdir.is_locked(self.layout.lock_dir, gpu.uuid):
                 seen = self._predecessor_seen.setdefault(last.trace.pid, time.monotonic())
                 return time.monotonic() - seen < PREDECESSOR_WAIT_S
         return False

@@ -50,6 +50,7 @@ worker_tmp_dir = "/dev/shm" if _os.access("/dev/shm", _os.W_OK) else None
 control_socket_disable = True
 
 loglevel = _settings.log_level
+logger_class = _logs.LOGGERS[_settings.log_format]
 limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190

@@ -1,10 +1,13 @@
-"""The tables of the documentation, made from the code: `python docs/tables.py` writes them.
+"""The tables of the documentation and the schema of pool.yaml, made from the code.
+
+`python docs/tables.py` writes them.
 
 A developer's tool, not part of the package. tests/test_docs.py fails when a table is old.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +21,11 @@ from gpupool.capabilities import ENGINES, FEATURES  # noqa: E402
 from gpupool.engines.catalog import import_engine  # noqa: E402
 from gpupool.flags import flags  # noqa: E402
 from gpupool.metrics import pool_families  # noqa: E402
+from gpupool.migrate.byzerllm_keys import METHODS  # noqa: E402
+from gpupool.migrate.byzerllm_stat import KEYS as STAT_KEYS  # noqa: E402
+from gpupool.migrate.keys import ENGINE_ARGS, Key  # noqa: E402
+from gpupool.migrate.tables import TABLES as FOREIGN  # noqa: E402
+from gpupool.pools.schema import make_schema  # noqa: E402
 from gpupool.scoreboard import Scoreboard  # noqa: E402
 from gpupool.settings import Settings  # noqa: E402
 from gpupool.vitals import GpuUse, Use  # noqa: E402
@@ -89,17 +97,56 @@ def metrics_table() -> str:
     return "".join(lines)
 
 
+def foreign_table(keys: tuple[Key, ...]) -> str:
+    """What becomes of each key of a predecessor."""
+    lines = [row("there", "for example", "here"), row("---", "---", "---")]
+    for key in keys:
+        example = key.example
+        if key.name.endswith("*"):
+            name, value = example
+            example = {name: value}
+        lines.append(row(f"`{key.name}`", f"`{_shown(example)}`", _fate(key)))
+    return "".join(lines)
+
+
+def _fate(key: Key) -> str:
+    if key.refuses:
+        return f"**refused**: {key.refuses}"
+    if key.says:
+        return key.says
+    settings = [f"{k}: {_shown(v)}" for k, v in key.gives.items() if k != ENGINE_ARGS]
+    words = " ".join(key.gives.get(ENGINE_ARGS, ()))
+    return ", ".join(f"`{text}`" for text in [*settings, *([f"-- {words}"] if words else [])])
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def words_table(meanings: dict[str, str]) -> str:
+    """Names and what they are here."""
+    lines = [row("there", "here"), row("---", "---")]
+    return "".join([*lines, *(row(f"`{name}`", text) for name, text in meanings.items())])
+
+
 def _bound(value: float) -> str:
     exact = {1 << 31: "2^31", (1 << 64) - 1: "2^64-1", -(1 << 63): "-2^63"}
     return exact.get(int(value), f"{value:g}") if value == int(value) else f"{value:g}"
 
 
+MIGRATE = ROOT / "docs" / "migrate.md"
 TABLES = {
     "flags": (ROOT / "README.md", flags_table),
     "parameters": (ROOT / "docs" / "infer.md", parameters_table),
     "defaults": (ROOT / "docs" / "infer.md", defaults_table),
     "capabilities": (ROOT / "docs" / "infer.md", capabilities_table),
     "metrics": (ROOT / "docs" / "metrics.md", metrics_table),
+    **{
+        name: (MIGRATE, lambda keys=keys: foreign_table(keys))  # type: ignore[misc]
+        for name, keys in FOREIGN.items()
+    },
+    "byzerllm_stat": (MIGRATE, lambda: words_table(STAT_KEYS)),
+    "byzerllm_python": (MIGRATE, lambda: words_table(METHODS)),
 }
 
 
@@ -116,8 +163,17 @@ def rendered(path: Path) -> str:
     return text
 
 
+SCHEMA = ROOT / "docs" / "pool.schema.json"
+
+
+def rendered_schema() -> str:
+    """The schema as it is kept."""
+    return json.dumps(make_schema(), indent=2) + "\n"
+
+
 def main() -> None:
-    """Write every table."""
+    """Write every table, and the schema."""
+    SCHEMA.write_text(rendered_schema())
     for path in {home for home, _ in TABLES.values()}:
         path.write_text(rendered(path))
 

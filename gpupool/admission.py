@@ -146,7 +146,7 @@ class Admission:
             message = self._mailboxes.receive(index)
             if message is None:
                 return
-            self._take(message, self._scoreboard[index])
+            self._take(message, index)
 
     # What follows is how.
 
@@ -246,9 +246,9 @@ class Admission:
         free = own.slots - own.load
         self._mailboxes.send(to, Message("ask", self._index, {"count": free}))
 
-    def _take(self, message: Message, row: Row) -> None:
+    def _take(self, message: Message, to: int) -> None:
         if message.kind == "request":
-            row.received += 1
+            self._scoreboard.note_arrived(message.sender, to, message.fields["number"])
             self._asked = 0.0
             self.take_over(message)
         elif message.kind == "idle":

@@ -13,6 +13,7 @@ from typing import Any
 from gunicorn.workers.gthread import ThreadWorker
 
 from gpupool import call
+from gpupool.access import AccessLog
 from gpupool.admission import Admission
 from gpupool.api.openai.routes import is_ours
 from gpupool.boot import freeze_heap
@@ -38,6 +39,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
     settings: Settings
     replica: Replica
     totals: Totals
+    access: AccessLog
     keys: KeyRing
     fanout: Fanout
     admission: Admission
@@ -86,7 +88,9 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
 
     def make_front(self, engine: Engine) -> None:
         """The OpenAI API of the engine; on the loading thread, as it imports for a second."""
-        self.replica.front = Front(engine, self.settings, self.keys, self.totals, self.fanout)
+        self.replica.front = Front(
+            engine, self.settings, self.keys, self.totals, self.fanout, self.access
+        )
         freeze_heap()
 
     def close_front(self) -> None:
@@ -128,4 +132,9 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
         """Answer what went wrong outside the application in the one error shape, never HTML."""
         if not isinstance(exc, Moved):
             route = req.path if req else getattr(exc, "route", "unreadable")
-            send_error(client, exc, lambda status: self.totals.request(route, status))
+            send_error(client, exc, lambda status: self._note_answer(route, status))
+
+    def _note_answer(self, route: str, status: int) -> None:
+        """Of a request that never reached the application."""
+        self.totals.request(route, status)
+        self.access.write(call.current_call(), route, status)

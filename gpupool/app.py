@@ -10,11 +10,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as NoRoute
 
 from gpupool import request_id
+from gpupool.access import AccessLog
 from gpupool.api import cors, health, infer, metrics, openapi, pool
 from gpupool.api.clock import whole_at
 from gpupool.api.keys import require_key
 from gpupool.call import current_call
-from gpupool.errors import BadRequest, NotFound, RequestError, render_error
+from gpupool.errors import BadRequest, Forbidden, NotFound, RequestError, render_error
 from gpupool.replica import Boot, Replica
 from gpupool.totals import GENERATING_ROUTES, PoolTotals, Totals
 
@@ -29,6 +30,7 @@ def create_app(boot: Boot) -> Flask:
     app = Flask("gpupool", static_folder=None)
     app.extensions["gpupool"] = Replica(boot)
     app.extensions["gpupool.totals"] = PoolTotals(1)[0]
+    app.extensions["gpupool.access"] = AccessLog()
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(health.blueprint)
     app.register_blueprint(infer.blueprint)
@@ -52,7 +54,9 @@ def _answer_preflight() -> Response | None:
     headers = cors.preflight(
         request.headers.get("Origin", ""), asked, _replica().settings.cors_origin
     )
-    return Response(status=204, headers=headers) if headers is not None else Response(status=403)
+    if headers is None:
+        raise Forbidden("no page may ask here, unless it is named when the pool is started")
+    return Response(status=204, headers=headers)
 
 
 def _replica() -> Replica:
@@ -90,6 +94,8 @@ def _count(response: Response) -> Response:
     totals.request(route, response.status_code)
     if route in GENERATING_ROUTES and response.status_code == 200:
         totals.observe("request_duration_seconds", time.monotonic() - whole_at())
+    access: AccessLog = current_app.extensions["gpupool.access"]
+    access.write(current_call(), route, response.status_code, g.get("request_id", "-"))
     return response
 
 

@@ -46,6 +46,11 @@ class Backoff:
         worked may work again."""
         return not self._was_ready and all(record.is_hopeless for record in self._records)
 
+    def first_to_answer(self) -> int | None:
+        """The slot that gets its worker before its back-off is over, if all slots wait."""
+        slots = [slot for slot, record in enumerate(self._records) if record.may_answer]
+        return min(slots, key=lambda slot: self._records[slot].not_before, default=None)
+
     def note_ready(self, slot: int) -> None:
         """The slot's worker became ready."""
         self._was_ready = True

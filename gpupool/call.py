@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from gpupool.clock import RequestClock
 from gpupool.errors import Moved
 from gpupool.mailbox import Message
 
@@ -75,6 +76,10 @@ class Call:
         self.since = time.monotonic()
         self.num_tokens = 0
         """Prompt and generated, as far as the answering thread knows; its key's to account for."""
+        self.num_prompt_tokens = 0
+        """Those of them that are the prompt's."""
+        self.clock: RequestClock | None = None
+        """A generation's."""
         self.is_gone = False
         self.is_moved = False
 

@@ -1,186 +1,88 @@
-"""The `gpupool` command (a process of its own): `gpupool plan` says whether a model fits.
+"""The `gpupool` command (a process of its own): puts the commands of gpupool/commands/ together.
 
 Flags are spelled as those of start_gunicorn.sh, with underscores or hyphens. Imports no torch and
-no engine.
+no engine, and of the commands only the one that is asked for.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Annotated, Any
+from collections.abc import Sequence
+from importlib import import_module
 
 import typer
-from typer.exceptions import TyperException
+from typer.exceptions import Abort, TyperException
 
-from gpupool.calibration import measured_overheads
 from gpupool.errors import ConfigError
-from gpupool.planner import machine as machines
-from gpupool.planner.advice import Plan, make_plan
-from gpupool.planner.checkpoint import Checkpoint, read_checkpoint
-from gpupool.planner.dtypes import check_quantization, kv_value_bytes
-from gpupool.planner.fit import MAX_TOKENS, TYPICAL_LENGTH, UTILIZATION, Ask
-from gpupool.planner.option import Machine
-from gpupool.planner.render import render
-from gpupool.planner.report import as_aqua, as_json
 
-EXIT_NO_ROOM = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its tables cut the names of flags
-)
+EXAMPLES = {
+    "run": "gpupool run -f examples/demo.yaml",
+    "stop": "gpupool stop",
+    "status": "gpupool status --watch",
+    "restart": "gpupool restart small",
+    "logs": "gpupool logs -f small --worker 0",
+    "query": 'gpupool query small "What is the capital of France?"',
+    "leases": "gpupool leases",
+    "doctor": "gpupool doctor -f examples/demo.yaml",
+    "plan": "gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct",
+    "import": "gpupool import serve.yaml -o pool.yaml",
+}
+"""Every command: gpupool/commands/NAME.py has a function of this name."""
+
+MODULES = {"import": "import_file"}
+"""Where NAME is a word of Python's own."""
+
+CODES = "exit codes: 0 done, 1 the answer is no, 2 refused (one line says why), 130 Ctrl-C"
 
 
-@app.callback()
-def _commands() -> None:
-    """One model on every GPU of a machine."""
-
-
-def _flag(name: str, text: str, **more: Any) -> Any:
-    hyphens = name.replace("_", "-")
-    spellings = dict.fromkeys((f"--{name}", f"--{hyphens}"))
-    return typer.Option(*spellings, help=text, **more)
-
-
-@app.command()
-def plan(
-    model_name: Annotated[
-        str, _flag("model_name", "a local folder, a .gguf file or a Hugging Face id")
-    ],
-    gpu: Annotated[
-        str | None, _flag("gpu", "GPUs to plan for instead of this machine's: '8x A100-80GB'")
-    ] = None,
-    shape: Annotated[str | None, _flag("shape", "an Oracle Cloud shape: BM.GPU.H100.8")] = None,
-    per_proc_gpus: Annotated[
-        int | None, _flag("per_proc_gpus", "only this number of GPUs per worker", min=1)
-    ] = None,
-    max_model_len: Annotated[
-        int | None,
-        _flag("max_model_len", "context; default: the model's own", min=1, max=MAX_TOKENS),
-    ] = None,
-    length: Annotated[
-        int,
-        _flag(
-            "length", "tokens of a usual request, for how many run at once", min=1, max=MAX_TOKENS
-        ),
-    ] = TYPICAL_LENGTH,
-    dtype: Annotated[
-        str, _flag("dtype", "type of the weights: auto, bfloat16, float16, float32")
-    ] = "auto",
-    kv_cache_dtype: Annotated[str, _flag("kv_cache_dtype", "auto or fp8")] = "auto",
-    gpu_memory_utilization: Annotated[
-        float, _flag("gpu_memory_utilization", "share of a GPU's memory", min=0.01, max=1)
-    ] = UTILIZATION,
-    max_num_seqs: Annotated[
-        int | None,
-        _flag("max_num_seqs", "sequences in a step; default: vLLM's own", min=1, max=MAX_TOKENS),
-    ] = None,
-    max_num_batched_tokens: Annotated[
-        int | None,
-        _flag("max_num_batched_tokens", "tokens in a step; default: vLLM's", min=1, max=MAX_TOKENS),
-    ] = None,
-    quantization: Annotated[
-        str | None, _flag("quantization", "what vLLM makes of 16-bit weights: fp8, mxfp8, ...")
-    ] = None,
-    enforce_eager: Annotated[bool, _flag("enforce_eager", "no CUDA graphs")] = False,
-    cuda_visible_devices: Annotated[
-        str | None, _flag("cuda_visible_devices", "GPUs of this machine to plan for")
-    ] = None,
-    as_json_: Annotated[bool, _flag("json", "print JSON")] = False,
-    aqua: Annotated[
-        bool, _flag("aqua", "print JSON as OCI AQUA does; without --gpu and --shape: all shapes")
-    ] = False,
-) -> None:
-    """Does a model fit, and how to cut the GPUs; loads nothing. Exit 1: nothing fits."""
-    ask = Ask(
-        max_model_len=max_model_len,
-        dtype=dtype,
-        kv_cache_dtype=kv_cache_dtype,
-        gpu_memory_utilization=gpu_memory_utilization,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        typical_length=length,
-        is_eager=enforce_eager,
-        quantization=quantization,
+def build(names: Sequence[str] = tuple(EXAMPLES)) -> typer.Typer:
+    """The command line with these commands."""
+    app = typer.Typer(
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # its tables cut the names of flags
+        epilog=CODES,
     )
-    check_quantization(quantization)
-    found = read_checkpoint(model_name, dtype)
-    kv_value_bytes(kv_cache_dtype, found.subject.model.dtype)
-    plans = [
-        (
-            name,
-            make_plan(
-                found.subject,
-                machine,
-                ask,
-                per_proc_gpus=per_proc_gpus,
-                measured=measured_overheads(found.subject.name, machine, ask),
-            ),
-        )
-        for name, machine in _machines(gpu, shape, cuda_visible_devices, is_any=aqua)
-    ]
-    typer.echo(_shown(plans, found, is_json=as_json_, is_aqua=aqua), nl=False)
-    if not any(made.throughput for _, made in plans):
-        raise typer.Exit(EXIT_NO_ROOM)
+    app.callback()(_help)
+    for name in names:
+        module = MODULES.get(name, name)
+        command = getattr(import_module(f"gpupool.commands.{module}"), module)
+        app.command(name, epilog=f"example: {EXAMPLES[name]}")(command)
+    return app
 
 
-def _machines(
-    gpu: str | None, shape: str | None, visible: str | None, *, is_any: bool
-) -> Iterator[tuple[str, Machine]]:
-    """The machines to plan for, by name."""
-    if gpu and shape:
-        raise ConfigError(f"--gpu {gpu!r} and --shape {shape!r}: give one of them")
-    if gpu:
-        yield gpu, machines.of_cards(gpu)
-    elif shape:
-        yield shape, machines.of_shape(shape)
-    elif is_any:
-        yield from ((name, machines.of_shape(name)) for name in machines.shapes())
-    else:
-        asked = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
-        here = machines.here(asked)
-        if here is None:
-            raise ConfigError(
-                "this machine has no GPU to plan for; describe one by --gpu '8x A100-80GB' or "
-                "--shape BM.GPU.H100.8"
-            )
-        yield here.name, replace(here, visible=visible)
-
-
-def _shown(
-    plans: list[tuple[str, Plan]], found: Checkpoint, *, is_json: bool, is_aqua: bool
-) -> str:
-    if is_aqua:
-        return json.dumps(as_aqua(plans), indent=2) + "\n"
-    [(_, made)] = plans
-    if is_json:
-        return json.dumps(as_json(made, found.source, found.bytes_by_type), indent=2) + "\n"
-    return render(made, found.source, found.bytes_by_type)
+def _help(context: typer.Context) -> None:
+    """One model on every GPU of a machine, or several, from the command line."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
     """Run the command line; what cannot be is one line on stderr and exit 2."""
+    asked = sys.argv[1:2]
+    app = build(asked if asked and asked[0] in EXAMPLES else tuple(EXAMPLES))
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except typer.Abort:
-        code = EXIT_INTERRUPTED
-    except TyperException as error:
-        code = _refuse(f"{error.format_message().rstrip('.')}; see gpupool --help")
+        code = app(prog_name="gpupool", standalone_mode=False)
     except ConfigError as error:
-        code = _refuse(str(error))
-    sys.exit(code)
+        _refuse(str(error))
+    except TyperException as error:
+        command = f" {asked[0]}" if asked and asked[0] in EXAMPLES else ""
+        _refuse(f"{error.format_message().rstrip('.')}; see gpupool{command} --help")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}; see whether this user may use it")
+    except (Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code or 0)
 
 
-def _refuse(reason: str) -> int:
-    print(f"gpupool: error: {' '.join(reason.split())}", file=sys.stderr)
-    return EXIT_REFUSED
+def _refuse(reason: str) -> None:
+    print(f"gpupool: error: {reason}", file=sys.stderr)
+    sys.exit(EXIT_REFUSED)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ class RequestClock:
     ) -> None:
         self.totals = totals
         self.began = began
+        self.queue_s: float | None = None
+        self.first_token_s: float | None = None
         self._is_queued = not is_share
         self._is_silent = is_first
         self._lock = threading.Lock()
@@ -25,7 +27,8 @@ class RequestClock:
         """A sequence goes into the engine; called by the request's own thread."""
         if self._is_queued:
             self._is_queued = False
-            self.totals.observe("queue_time_seconds", time.monotonic() - self.began)
+            self.queue_s = time.monotonic() - self.began
+            self.totals.observe("queue_time_seconds", self.queue_s)
         return SequenceClock(self)
 
     def note_token(self, now: float) -> None:
@@ -33,7 +36,8 @@ class RequestClock:
         with self._lock:
             is_first, self._is_silent = self._is_silent, False
         if is_first:
-            self.totals.observe("time_to_first_token_seconds", now - self.began)
+            self.first_token_s = now - self.began
+            self.totals.observe("time_to_first_token_seconds", self.first_token_s)
 
 
 class SequenceClock:

@@ -110,7 +110,8 @@ class Connection(TConn):  # type: ignore[misc]
         self.was_forwarded = False
 
     def forget_request(self) -> None:
-        """It is answered."""
+        """It is answered; the next one is nobody else's."""
+        self.was_forwarded = False
         self.parser.source.taken = []
         self.call = Call()
 

@@ -36,11 +36,12 @@ log = logging.getLogger(__name__)
 MAX_TRIES = 3
 MAX_REMEMBERED = 2_000  # items whose tries travel with a batch; hardly more run at once
 LOOK_AGAIN_S = 0.05  # for slots that others gave back
+LOOK_FOR_LEAVERS_S = 1.0
 JOBS_A_MESSAGE = 32
 SEND_TIMEOUT_S = 5
 
 
-@dataclass
+@dataclass(eq=False)
 class _Lane:
     """The coordinator's end."""
 
@@ -48,7 +49,6 @@ class _Lane:
     to: int
     pid: int
     conn: Connection[Jobs | None, Answer]
-    has_copy: bool  # of the request
     running: set[int] = field(default_factory=set)
     num_sent: int = 0  # and not yet counted in the row
 
@@ -68,6 +68,8 @@ class Coordinator:
         self._tries = [0] * len(jobs)
         self._results: dict[int, Result] = {}
         self._lanes: dict[int, _Lane] = {}
+        self._heirs: list[_Lane] = []
+        """To the one sibling with a copy of the request, if there is one; no jobs go there."""
         self._nobody_since: float | None = None
         self._remember(call.history.tries)
         self._dead: set[tuple[int, int]] = set()
@@ -83,8 +85,8 @@ class Coordinator:
                         raise Cancelled("the client closed the connection")
                     self._turn(hangup)
         finally:
-            for to in list(self._lanes):
-                self._close(to)
+            for lane in (*self._lanes.values(), *self._heirs):
+                _end(lane)
             os.close(hangup)
         return [self._results[index] for index in range(len(self._jobs))]
 
@@ -104,16 +106,20 @@ class Coordinator:
         return self._tries[index] > 0 and (result is None or is_of_dead_worker(result.outcome))
 
     def _turn(self, hangup: int) -> None:
+        hosts = self._hosts()
+        self._leave(hosts)
+        self._bequeath(hosts)
         if self._pending:
-            hosts = self._hosts()
             self._open_lanes(hosts)
             self._feed(hosts)
             self._give_up_if_nobody()
+        lanes = [*self._lanes.values(), *self._heirs]
         sources: list[Connection[Jobs | None, Answer] | int] = [hangup]
-        sources += (lane.conn for lane in self._lanes.values())
-        ready = wait(sources, LOOK_AGAIN_S if self._pending else None)
-        for lane in [lane for lane in self._lanes.values() if lane.conn in ready]:
-            self._receive(lane)
+        sources += (lane.conn for lane in lanes)
+        ready = wait(sources, LOOK_AGAIN_S if self._pending else LOOK_FOR_LEAVERS_S)
+        for lane in lanes:
+            if lane.conn in ready:
+                self._receive(lane)
 
     # Where jobs go.
 
@@ -128,36 +134,38 @@ class Coordinator:
         ready = [index for index, row in rows if row.is_ready]
         return ready or [i for i, row in rows if row.pid and row.state == "draining" and row.slots]
 
+    def _leave(self, hosts: list[int]) -> None:
+        """Hold up no worker that leaves."""
+        for lane in (*self._lanes.values(), *self._heirs):
+            if lane.to not in hosts and not lane.running:
+                self._close(lane)
+
+    def _bequeath(self, hosts: list[int]) -> None:
+        """One sibling has a copy of the request: should this worker be killed, the client's
+        connection lives on there, and the batch is run again."""
+        siblings = [to for to in hosts if to != self._fanout.index]
+        if siblings and not self._heirs and self._call.copy_request is not None:
+            self._heirs += self._connect(siblings[0], self._call.copy_request())
+
     def _open_lanes(self, hosts: list[int]) -> None:
         """To the idlest workers, to no more than there are jobs."""
         for to in sorted(hosts, key=self._load)[: len(self._pending)]:
             if to not in self._lanes:
-                self._open(to)
-        for to, lane in list(self._lanes.items()):
-            if to not in hosts and not lane.running:
-                self._close(to)
+                for lane in self._connect(to, Message("fanout", self._fanout.index)):
+                    self._lanes[to] = lane
 
-    def _open(self, to: int) -> None:
+    def _connect(self, to: int, message: Message) -> list[_Lane]:
+        """A lane, or none if it cannot be had now."""
         ours, theirs = socket.socketpair()
         # A worker that stands still must not hold up the whole batch.
         limit_send(ours, SEND_TIMEOUT_S)
         with theirs:
-            copy = self._copy_for(to)
-            message = copy or Message("fanout", self._fanout.index)
             message.fds.insert(0, theirs.fileno())
             if not self._fanout.mailboxes.send(to, message):
                 ours.close()
-                return
+                return []
         row = self._fanout.scoreboard[to]
-        self._lanes[to] = _Lane(row, to, row.pid, Connection(ours.detach()), copy is not None)
-
-    def _copy_for(self, to: int) -> Message | None:
-        """One sibling with a lane has a copy of the request: should this worker be killed, the
-        client's connection lives on there, and the batch is run again."""
-        has_copy = any(lane.has_copy for lane in self._lanes.values())
-        if to == self._fanout.index or self._call.copy_request is None or has_copy:
-            return None
-        return self._call.copy_request()
+        return [_Lane(row, to, row.pid, Connection(ours.detach()))]
 
     def _load(self, to: int) -> int:
         row = self._fanout.scoreboard[to]
@@ -254,17 +262,18 @@ class Coordinator:
     def _lose(self, lane: _Lane) -> None:
         """The worker is gone: what it had runs again elsewhere."""
         log.warning("worker %d is gone; %d items run again", lane.row.slot, len(lane.running))
+        self._dead.add((lane.to, lane.pid))  # also one that lives and cannot have a lane
         gone = Failed(EngineDead(f"worker {lane.row.slot} ended while it ran this item"))
         for index in sorted(lane.running, reverse=True):
             self._note(lane, index, gone)
-        self._close(lane.to)
+        self._close(lane)
 
-    def _close(self, to: int) -> None:
-        lane = self._lanes.pop(to, None)
-        if lane is not None:
-            with contextlib.suppress(OSError):
-                lane.conn.send(None)
-            lane.conn.close()
+    def _close(self, lane: _Lane) -> None:
+        _end(lane)
+        if lane in self._heirs:
+            self._heirs.remove(lane)
+        else:
+            del self._lanes[lane.to]
 
     def _give_up_if_nobody(self) -> None:
         """Nothing can run the rest, and nothing has come for as long as a request may wait."""
@@ -286,6 +295,13 @@ class Coordinator:
                 slot = self._fanout.replica.slot
                 self._results[index] = Result(Failed(error), slot, self._tries[index])
             self._pending.clear()
+
+
+def _end(lane: _Lane) -> None:
+    """Tell the other end that nothing went wrong."""
+    with contextlib.suppress(OSError):
+        lane.conn.send(None)
+    lane.conn.close()
 
 
 def is_of_dead_worker(outcome: Outcome) -> bool:

@@ -8,6 +8,7 @@ request do not set off.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import selectors
 import socket
@@ -32,7 +33,9 @@ class HangupWatcher:
         """Before the socket is closed or handed over: the kernel would go on telling as long as
         any process has the connection."""
         if self._watched.pop(sock.fileno(), None) is not None:
-            self._epoll.unregister(sock)
+            # Not there where the number was that of a socket which was closed meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                self._epoll.unregister(sock)
 
     def _notice(self, epoll: select.epoll) -> None:
         for fd, _ in epoll.poll(0):

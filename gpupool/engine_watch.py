@@ -57,8 +57,9 @@ class EngineWatch:
         is_suspect = self._watchdog.silent_s >= SUSPECT_S
         if self._family is None or (is_suspect and time.monotonic() >= self._next_search):
             self._next_search = time.monotonic() + SEARCH_PERIOD_S
-            self._family = {p.pid for p in procfs.list_processes() if p.pgid == worker}
-        found = [procfs.read_process(pid) for pid in self._family]
+            with contextlib.suppress(OSError):  # without free files those that are known must do
+                self._family = {p.pid for p in procfs.list_processes() if p.pgid == worker}
+        found = [procfs.read_process(pid) for pid in self._family or ()]
         return tuple(
             process
             for process in found

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from gpupool.access import AccessLog
 from gpupool.api.openai.checks import Able
 from gpupool.api.openai.gate import Gate
 from gpupool.api.openai.inner import Behind, run_part
@@ -43,6 +44,7 @@ class Front:
         keys: KeyRing,
         totals: Totals,
         fanout: Fanout | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         self._engine = engine
         self._names = settings.served_model_name or (settings.model_name,)
@@ -59,6 +61,7 @@ class Front:
             fanout,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origin,
+            access=access,
         )
 
     @property

@@ -1,8 +1,11 @@
-"""What the log says when the first worker is ready: where the pool is, and a line that works."""
+"""What the log says when the first worker is ready: where the pool is, and a line that works
+(worker process)."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 
 from gpupool.settings import Settings
 
@@ -16,6 +19,10 @@ EXAMPLE = (
 def greet(settings: Settings) -> None:
     """Say where the pool is, and a line that works."""
     url = f"http://{settings.host}:{settings.port}"
+    if os.environ.get("GPUPOOL_SINGLE"):
+        # Scripts wait for these two lines of the single instances that came before this one.
+        sys.stdout.write(f"model load finished\nRunning on {url}\n")
+        sys.stdout.flush()
     key = (
         " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_key or settings.api_key_file else ""
     )

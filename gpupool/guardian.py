@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 MAX_FDS = 128
 FAST_POLL_S = 0.01
 SLOW_POLL_S = 0.25
+TRACKER = b"multiprocessing.resource_tracker"
+TRACKER_S = 0.3
+"""What Python's resource tracker gets to tidy up; it takes milliseconds."""
 
 
 class Guardian:
@@ -147,6 +150,28 @@ def _take_over(control: socket.socket, held: list[int]) -> bool:
     return True
 
 
+def _end_all_but_trackers(pgid: int, deadline: float) -> None:
+    """An engine has its shared memory in /dev/shm, and a killed one leaves it there for ever, but
+    for the tracker, which removes it as soon as all of its clients are gone."""
+    while time.monotonic() < deadline:
+        members = procfs.group_members(pgid)
+        others = [member for member in members if not _is_tracker(member.pid)]
+        if len(others) == len(members):
+            return
+        for member in others:
+            with contextlib.suppress(OSError):  # gone meanwhile, or not ours to kill
+                os.kill(member.pid, signal.SIGKILL)
+        time.sleep(FAST_POLL_S)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return TRACKER in file.read()
+    except OSError:
+        return False
+
+
 def _end_group(pgid: int) -> None:
     """SIGKILL the group until none of it runs.
 
@@ -155,6 +180,7 @@ def _end_group(pgid: int) -> None:
     is not free.
     """
     started = time.monotonic()
+    _end_all_but_trackers(pgid, started + TRACKER_S)
     # Twice empty: one look can miss a child born behind it to a parent that died ahead of it.
     while procfs.group_members(pgid) or procfs.group_members(pgid):
         with contextlib.suppress(OSError):  # gone meanwhile, or not ours to kill: then wait

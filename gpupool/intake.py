@@ -94,7 +94,7 @@ class Intake:
         try:
             if conn.reader.switch(*arguments) is WAIT:
                 return True
-        except (StopIteration, NoMoreData, ConnectionError):
+        except (StopIteration, NoMoreData, OSError):  # closed, reset, or not reached any more
             self._forget(conn)
             self._on_close(conn)
             return False

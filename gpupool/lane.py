@@ -73,8 +73,8 @@ class Lane:
         self._totals = totals
         self._replica = replica
         self._slots = slots
-        self._coordinator: Connection[Answer, Jobs | None] = Connection(sock.detach())
         self._wake = _Wake()
+        self._coordinator: Connection[Answer, Jobs | None] = Connection(sock.detach())
         self._running: set[int] = set()
         self._batch: Batch | None = None
         self.is_orphaned = True
@@ -106,7 +106,11 @@ class Lane:
     def _start(self, given: Jobs) -> None:
         jobs = given.jobs
         self._slots.take(len(jobs))
-        self._coordinator.send((len(jobs), ()))
+        try:
+            self._coordinator.send((len(jobs), ()))
+        except OSError:  # it left right after it had sent them
+            self._slots.give_back(len(jobs))
+            raise
         try:
             batch = self._batch_of(given)
         except RequestError as error:

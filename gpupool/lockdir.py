@@ -210,11 +210,11 @@ def allocator(directory: Path) -> Iterator[None]:
             locks.release()
 
 
-def is_locked(directory: Path, gpu: Gpu) -> bool:
+def is_locked(directory: Path, uuid: str) -> bool:
     """Whether anybody holds the GPU. A look is a try too, so it takes its turn."""
     with allocator(directory):
         try:
-            os.close(_lock_one(lock_path(directory, gpu.uuid), fcntl.LOCK_SH))
+            os.close(_lock_one(lock_path(directory, uuid), fcntl.LOCK_SH))
         except (Busy, OSError):
             return True
     return False

@@ -65,10 +65,10 @@ def _describe_gpu(gpu: Gpu, layout: Layout, slot: int | None) -> dict[str, Any]:
 
 def _holder(lock_dir: Path, gpu: Gpu) -> str | None:
     """Who holds the lock: by the kernel's list, which cannot be stale, named by the note."""
-    path = lockdir.lock_path(lock_dir, gpu.uuid)
-    pid = lockdir.holder_pid(path)
-    for found in note.read_notes(lock_dir, gpu.uuid):
-        if found.is_held and pid in (None, found.trace.pid) and lockdir.is_locked(lock_dir, gpu):
+    uuid = gpu.uuid
+    pid = lockdir.holder_pid(lockdir.lock_path(lock_dir, uuid))
+    for found in note.read_notes(lock_dir, uuid):
+        if found.is_held and pid in (None, found.trace.pid) and lockdir.is_locked(lock_dir, uuid):
             return found.render()
     return procfs.describe(pid) if pid else None
 

@@ -57,13 +57,13 @@ class Mailboxes:
         on their way. The caller keeps its own copies of the descriptors in either case."""
         data, fds = message.data, list(message.fds)
         extra = -1
-        if len(data) > MAX_INLINE:
-            extra = _in_memory(data)
-            fds.append(extra)
-            data = b""
-        head = json.dumps([message.kind, message.sender, extra >= 0, message.fields]).encode()
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
+            if len(data) > MAX_INLINE:
+                extra = _in_memory(data)
+                fds.append(extra)
+                data = b""
+            head = json.dumps([message.kind, message.sender, extra >= 0, message.fields]).encode()
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             self._pairs[to][0].sendmsg([head, b"\n", data], rights)
         except OSError as error:
             log.warning("cannot hand over to row=%d kind=%s: %s", to, message.kind, error)
@@ -76,18 +76,27 @@ class Mailboxes:
     def receive(self, index: int) -> Message | None:
         """The oldest message, or None; several processes may ask for the same mailbox."""
         size = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-        try:
-            raw, ancillary, _, _ = self._pairs[index][1].recvmsg(
-                MAX_HEAD + MAX_INLINE, size, socket.MSG_CMSG_CLOEXEC
-            )
-        except (BlockingIOError, InterruptedError):
-            return None
-        head, _, data = raw.partition(b"\n")
-        fds = _descriptors(ancillary)
-        kind, sender, is_in_memory, fields = json.loads(head)
-        if is_in_memory:
-            data = _take(fds.pop())
-        return Message(kind, sender, fields, data, fds)
+        while True:
+            try:
+                raw, ancillary, flags, _ = self._pairs[index][1].recvmsg(
+                    MAX_HEAD + MAX_INLINE, size, socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError):
+                return None
+            fds = _descriptors(ancillary)
+            if not flags & socket.MSG_CTRUNC:
+                return _message(raw, fds)
+            # The kernel drops what this process has no number for, and says no more than that.
+            log.error("a message to row=%d is lost: no free files", index)
+            close_all(fds)
+
+
+def _message(raw: bytes, fds: list[int]) -> Message:
+    head, _, data = raw.partition(b"\n")
+    kind, sender, is_in_memory, fields = json.loads(head)
+    if is_in_memory:
+        data = _take(fds.pop())
+    return Message(kind, sender, fields, data, fds)
 
 
 def _in_memory(data: bytes) -> int:

@@ -18,11 +18,12 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from dispatcher import GPUDispatcher
-from gpupool import hooks, procfs
+from gpupool import hooks, logs, procfs
 from gpupool.attendant import Attendant
 from gpupool.backoff import QUICK_S, Backoff
 from gpupool.gpu_guard import GpuGuard
 from gpupool.life import End, Life
+from gpupool.log_keeper import LogKeeper
 from gpupool.notify import TEARDOWN_S, Notifier
 from gpupool.refused_signals import RefusedSignals
 from gpupool.reload import Edition
@@ -128,7 +129,8 @@ class PoolArbiter(RefusedSignals):
                 continue
             if self.backoff[slot].not_before <= now:
                 self.fork(slot, self.reloader.edition_for(slot))
-        if not self.lives and (waiting := self._first_to_answer()) is not None:
+        # With no worker at all nobody would answer the probes: one waits inside.
+        if not self.lives and (waiting := self.backoff.first_to_answer()) is not None:
             self.fork(waiting, self.reloader.edition_for(waiting))
 
     def fork(self, slot: int, edition: Edition) -> None:
@@ -169,12 +171,6 @@ class PoolArbiter(RefusedSignals):
     def living_on(self, slot: int) -> list[Life]:
         """The slot's workers: none, one, or one and its successor."""
         return [life for life in self.lives.values() if life.slot == slot]
-
-    def _first_to_answer(self) -> int | None:
-        """The slot whose worker is forked before its back-off is over, and waits inside: with no
-        worker at all nobody would answer the probes."""
-        slots = [slot for slot in range(self.scoreboard.num_slots) if self.backoff[slot].may_answer]
-        return min(slots, key=lambda slot: self.backoff[slot].not_before, default=None)
 
     # Workers go.
 
@@ -254,7 +250,8 @@ class PoolArbiter(RefusedSignals):
     def reload(self) -> None:
         """SIGHUP: new settings, one worker at a time."""
         self._stats["reloads"] += 1
-        self.log.reopen_files()
+        if logs.can_reopen():
+            self.log.reopen_files()
         self.reloader.ask()
 
     def stop(self, graceful: bool = True) -> None:
@@ -270,7 +267,7 @@ class PoolArbiter(RefusedSignals):
             self._stop_fast()
         super().stop(graceful)
         self._await(lambda: not self.WORKERS, FAST_STOP_S)
-        for pid in groups:
+        for pid in self.WORKERS:  # of the others it was done as they ended
             hooks.kill_group(pid, signal.SIGKILL)
         self._await(lambda: not any(map(procfs.group_members, groups)), GROUPS_TIMEOUT_S)
 
@@ -302,7 +299,7 @@ def adopt(
         arbiter.kill_worker,
         patience_s=settings.graceful_timeout_s + TEARDOWN_S,
     )
-    arbiter.attendants = (arbiter.notifier, guard)
+    arbiter.attendants = (arbiter.notifier, guard, LogKeeper.from_environment())
     arbiter.backoff = Backoff(scoreboard.num_slots)
     arbiter.reloader = Reloader(arbiter, Edition(settings, arbiter.cfg, arbiter.app.app_uri))
     arbiter.lives = {}

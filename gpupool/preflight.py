@@ -63,22 +63,26 @@ def check(settings: Settings, *, is_running: bool = False) -> Outcome:
         )
     _check_path(settings)
     _check_key_limits(settings)
-    from gpupool import memory
+    from gpupool import memory, model_source
 
     infer_type = settings.infer_type
     chosen = None
     if settings.per_proc_gpus == AUTO_GPUS:
-        chosen = memory.choose_gpus(settings)
+        found, _ = model_source.look_up(settings, infer_type)
+        chosen = memory.choose_gpus(found)
         settings = settings.model_copy(update={"per_proc_gpus": chosen})
     if not is_running:
         dispatcher = GPUDispatcher.for_settings(settings)
         _check_quorum(settings, len(dispatcher.slices))
         _check_port(settings)
         infer_type = infer_type or default_infer_type(dispatcher)
+    found, is_whole = model_source.look_up(settings, infer_type)
     # Before the engine's own check, which takes many seconds.
-    settings = settings.model_copy(update={"infer_type": infer_type})
-    warning = memory.judge(settings, settings.per_proc_gpus)
-    import_engine(infer_type).check(settings, settings.per_proc_gpus)
+    found = found.model_copy(update={"infer_type": infer_type})
+    warning = memory.judge(found, settings.per_proc_gpus)
+    engine = import_engine(infer_type)
+    if is_whole:
+        engine.check(found, settings.per_proc_gpus)
     return Outcome(warning, chosen)
 
 
@@ -135,6 +139,15 @@ def _check_port(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             raise ConfigError(_explain_bind(settings, error)) from None
+
+
+def port_refusal(settings: Settings) -> str | None:
+    """Why a pool with these settings could not listen now, or None."""
+    try:
+        _check_port(settings)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _explain_bind(settings: Settings, error: OSError) -> str:

@@ -6,6 +6,8 @@ import logging
 
 from gunicorn.arbiter import Arbiter
 
+from gpupool import logs
+
 log = logging.getLogger(__name__)
 
 
@@ -20,6 +22,11 @@ class RefusedSignals(Arbiter):  # type: ignore[misc]
         )
 
     handle_ttou = handle_ttin
+
+    def handle_usr1(self) -> None:
+        """Only if it can be done."""
+        if logs.can_reopen():
+            super().handle_usr1()
 
     def handle_usr2(self) -> None:
         """A second master would fork workers for GPUs that are all leased."""

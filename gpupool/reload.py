@@ -17,8 +17,16 @@ from typing import Any
 
 from gpupool.settings import Settings, env_name
 
-FIXED = ("host", "port", "cuda_visible_devices", "per_proc_gpus", "workers", "lock_dir")
-"""Fields that a pool keeps for its whole life: they made its socket, its slices and its leases."""
+FIXED = (
+    "host",
+    "port",
+    "cuda_visible_devices",
+    "per_proc_gpus",
+    "workers",
+    "lock_dir",
+    "log_format",
+)
+"""Fields that a pool keeps for its whole life: they made its socket, slices, leases and log."""
 
 RECHECK_TIMEOUT_S = 300.0
 

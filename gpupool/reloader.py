@@ -36,6 +36,8 @@ class Reloader:
         self._roll: Roll | None = None
         self._next = edition  # the roll's
         self._before = edition
+        self._journal = master.scoreboard.reloads
+        self._number = 0  # of the reload under way
 
     @property
     def is_busy(self) -> bool:
@@ -47,6 +49,7 @@ class Reloader:
         if self._recheck is not None or self._roll is not None:
             log.info("another reload follows the one under way")
         self._is_asked = True
+        self._journal.ask()
 
     def edition_for(self, slot: int) -> Edition:
         """What a worker of this slot is forked with now."""
@@ -90,22 +93,24 @@ class Reloader:
             log.warning("%d worker(s) run with the new settings all the same", num_replaced)
         self._roll = None
         self._put_in_force(self._before)
+        self._journal.end(self._number, f"worker {life.slot} failed with it: {end.reason}")
         return True
 
     def _start(self) -> None:
+        self._number = self._journal.asked
         try:
             settings = preflight.with_engine(read_settings(), self._master.dispatcher)
         except ConfigError as error:
-            _refuse(str(error))
+            self._refuse(str(error))
             return
         if (reason := find_fixed_change(self.edition.settings, settings)) is not None:
-            _refuse(reason)
+            self._refuse(reason)
             return
         log.info("reload: checking the new settings")
         try:
             self._recheck = Recheck(settings)
         except OSError as error:
-            _refuse(f"the check of the new settings cannot be started: {error}")
+            self._refuse(f"the check of the new settings cannot be started: {error}")
             return
         self._master.children[self._recheck.pid] = self._checked
 
@@ -117,7 +122,7 @@ class Reloader:
         if self._master.is_ending:
             return
         if reason is not None:
-            _refuse(reason)
+            self._refuse(reason)
         else:
             self._read_configuration(recheck.settings)
 
@@ -136,7 +141,7 @@ class Reloader:
             reason = f"gunicorn_conf.py failed: {error!r}"
         finally:
             self._master.equip(self.edition)
-        _refuse(reason)
+        self._refuse(reason)
 
     def _begin(self, edition: Edition) -> None:
         log.info("reload: one worker at a time")
@@ -153,6 +158,7 @@ class Reloader:
         if step is None:
             if roll.is_done(views):
                 self._roll = None
+                self._journal.end(self._number, None)
                 log.info("reload: done, every worker runs with the new settings")
         elif step.act is Act.FORK:
             self._master.fork(step.slot, self._next)
@@ -187,6 +193,6 @@ class Reloader:
         master.setup(master.app)
         logs.adopt(master.log.error_log)
 
-
-def _refuse(reason: str) -> None:
-    log.error("the reload is refused, the pool runs on as it is: %s", reason)
+    def _refuse(self, reason: str) -> None:
+        self._journal.end(self._number, reason)
+        log.error("the reload is refused, the pool runs on as it is: %s", reason)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gpupool import calibration, load_times
+from gpupool import calibration, load_times, model_source
 from gpupool.engines.base import Engine, Report
 from gpupool.errors import Unavailable
 from gpupool.gpus import Gpu
@@ -79,7 +79,8 @@ class Replica:
         self.estimate_s = load_times.read(load)
         self.enter("loading", "starting the engine")
         began = time.monotonic()
-        engine = self._boot(gpu_slice, settings, self.report)
+        local = model_source.fetch(settings, self.report)
+        engine = self._boot(gpu_slice, local, self.report)
         with self._changed:
             self.engine = engine
         self.before_ready(engine)
@@ -87,7 +88,7 @@ class Replica:
         self.enter("ready")
         log.info("model load finished worker=%d seconds=%.1f", self.slot, seconds)
         load_times.write(load, seconds)
-        calibration.remember(settings, gpu_slice, engine.model)
+        calibration.remember(local, gpu_slice, engine.model)
 
     def report(self, phase: str, fraction: float | None = None) -> None:
         """How far the load is; logged whenever the phase changes."""

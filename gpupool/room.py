@@ -39,6 +39,10 @@ class Room:
     def remove(self, conn: Connection) -> None:
         """It waits no more."""
         self._waiting.discard(conn)
+        # Those who left behind somebody who waits long would stay here, each with its body.
+        if len(self._order) > 2 * len(self._waiting):
+            self._order = [place for place in self._order if place[2] in self._waiting]
+            heapq.heapify(self._order)
 
     def first(self) -> Connection | None:
         """Who waits longest; stays."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from gpupool.balancer import UNKNOWN_RUN_S
 from gpupool.key_use import KeyUse
+from gpupool.reload_journal import ReloadJournal
 from gpupool.totals import PoolTotals
 from gpupool.vitals import Vitals
 
@@ -29,6 +30,9 @@ STATES = (
     "quarantined",
 )
 STALE_S = 5.0  # a worker whose heartbeat is older does not count as ready
+TRANSIT_S = 10.0
+"""What was handed over and has not arrived by then is lost: its sender was killed between the count
+and the message. The receiver would else look busier than it is for ever."""
 
 
 class Row(ctypes.Structure):
@@ -44,7 +48,6 @@ class Row(ctypes.Structure):
         ("failures", ctypes.c_uint32),  # loads that failed in a row
         ("restarts", ctypes.c_uint32),
         ("is_permanent", ctypes.c_uint32),  # whether trying the failed load again is for nothing
-        ("received", ctypes.c_uint64),  # requests that siblings handed over and that arrived
         ("oldest", ctypes.c_double),  # since when the first of the waiting waits
         ("mean_run_s", ctypes.c_double),  # moving average of how long a request runs
         ("heartbeat", ctypes.c_double),
@@ -117,12 +120,17 @@ class Scoreboard:
         self.totals = PoolTotals(num_rows)
         self.vitals = Vitals(num_rows)
         self.key_use = KeyUse(num_rows)
-        handed_over = ctypes.c_uint64 * num_rows * num_rows
-        size = ctypes.sizeof(Row) * num_rows
-        self._memory = mmap.mmap(-1, size + ctypes.sizeof(handed_over))
-        self._rows = (Row * num_rows).from_buffer(self._memory)
-        # [sender][receiver], so that each number has one writer.
-        self._handed_over = handed_over.from_buffer(self._memory, size)
+        self.reloads = ReloadJournal()
+        rows, numbers = Row * num_rows, ctypes.c_uint64 * num_rows * num_rows
+        moments = ctypes.c_double * num_rows * num_rows
+        at, step = ctypes.sizeof(rows), ctypes.sizeof(numbers)
+        self._memory = mmap.mmap(-1, at + 3 * step)
+        self._rows = rows.from_buffer(self._memory)
+        # All [receiver][sender]: how many requests were handed over, when the last one was, and
+        # the number of the last that arrived. Messages between two workers keep their order.
+        self._handed_over = numbers.from_buffer(self._memory, at)
+        self._handed_over_at = moments.from_buffer(self._memory, at + step)
+        self._arrived = numbers.from_buffer(self._memory, at + 2 * step)
         for index, row in enumerate(self._rows):
             row.slot = index % num_slots
 
@@ -164,15 +172,38 @@ class Scoreboard:
         """Workers that can generate now."""
         return sum(row.is_ready for row in self._rows)
 
-    def note_handed_over(self, sender: int, receiver: int, count: int) -> None:
-        """Requests are on their way from one row's worker to another's, or were not taken
-        (sender's main thread)."""
-        self._handed_over[sender][receiver] += count
+    def note_handed_over(self, sender: int, receiver: int) -> int:
+        """A request is on its way from one row's worker to another's; its number between the
+        two, which the receiver is to be told (sender's main thread)."""
+        self._handed_over_at[receiver][sender] = time.monotonic()
+        self._handed_over[receiver][sender] += 1
+        return int(self._handed_over[receiver][sender])
+
+    def take_back(self, sender: int, receiver: int) -> None:
+        """What was handed over last could not be sent."""
+        self._handed_over[receiver][sender] -= 1
+
+    def note_arrived(self, sender: int, receiver: int, number: int) -> None:
+        """A request has arrived, and so has all that was sent before it."""
+        arrived = self._arrived[receiver]
+        arrived[sender] = max(number, arrived[sender])
 
     def in_transit(self, receiver: int) -> int:
         """Requests that were handed over to a row and have not arrived yet."""
-        sent = sum(row[receiver] for row in self._handed_over)
-        return max(0, int(sent - self._rows[receiver].received))
+        if self._handed_over[receiver][:] == self._arrived[receiver][:]:
+            return 0  # as nearly always
+        return sum(self._num_between(sender, receiver) for sender in range(len(self)))
+
+    def has_on_its_way(self, sender: int) -> bool:
+        """Whether something that a row's worker handed over to others has not arrived yet."""
+        others = (row for row in range(len(self)) if row != sender)
+        return any(self._num_between(sender, receiver) for receiver in others)
+
+    def _num_between(self, sender: int, receiver: int) -> int:
+        if time.monotonic() - self._handed_over_at[receiver][sender] >= TRANSIT_S:
+            return 0
+        count = self._handed_over[receiver][sender] - self._arrived[receiver][sender]
+        return max(0, int(count))
 
 
 def _cut(text: str, size: int) -> bytes:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from gpupool.access import AccessLog
 from gpupool.admission import Admission
 from gpupool.answer_socket import AnswerSocket
 from gpupool.answering import AnsweringWorker
@@ -70,6 +71,8 @@ class ServingWorker(AnsweringWorker):
         self.replica = self.app.extensions["gpupool"]
         self.totals = self.scoreboard.totals[self.row_index]
         self.app.extensions["gpupool.totals"] = self.totals
+        self.access = AccessLog(self.slot, is_on=self.settings.access_log == "on")
+        self.app.extensions["gpupool.access"] = self.access
         self.replica.adopt(self.settings)
 
     def open_for_requests(self) -> None:
@@ -130,12 +133,16 @@ class ServingWorker(AnsweringWorker):
                 raise
             return error.errno == errno.ECONNABORTED
         self.intake.watch(self.adopt(sock, client, listener.getsockname()))
-        if self.nr_conns >= self.worker_connections:
-            self._close_oldest_idle()
+        self._make_room()
         return True
 
+    def _make_room(self) -> None:
+        """At the limit of connections gthread stops to accept, and beyond it files run out: who
+        says nothing must not keep out those who ask."""
+        for _ in range(self.nr_conns - self.worker_connections + 1):
+            self._close_oldest_idle()
+
     def _close_oldest_idle(self) -> None:
-        """Who says nothing must not keep out those who ask; gthread stops to accept here."""
         if self.keepalived_conns:
             conn = self.keepalived_conns.popleft()
             self.poller.unregister(conn.sock)
@@ -195,11 +202,18 @@ class ServingWorker(AnsweringWorker):
     def open_mailbox(self, _: Any) -> None:
         """A sibling has sent something."""
         self.admission.open_mailbox(self.row_index)
+        self._make_room()
 
     def open_lane(self, sock: socket.socket, copy: Message) -> None:
         """Serve a sibling's batch on a thread of its own; it counts as a connection, so that a
         draining worker stays for it."""
-        lane = Lane(sock, self.replica, self.slots, self.totals)
+        try:
+            lane = Lane(sock, self.replica, self.slots, self.totals)
+        except OSError as error:
+            log.error("worker %d takes no part in a batch: %s", self.slot, error)
+            sock.close()
+            close_all(copy.fds)
+            return
         self.nr_conns += 1
 
         def serve() -> None:
@@ -224,6 +238,7 @@ class ServingWorker(AnsweringWorker):
         for index, row in enumerate(self.scoreboard):
             if not row.pid:
                 self.admission.open_mailbox(index)
+        self._make_room()
 
     def leave_to_siblings(self) -> None:
         """Before the end: nobody is left behind who is in the listener's queue, who waits, or who

@@ -19,6 +19,7 @@ AUTO_GPUS = 0
 """per_proc_gpus as long as nobody has chosen: only the preflight ever sees it."""
 
 ENGINE_NAMES = ("vllm", "transformers", "llama_cpp")
+MODEL_SOURCES = ("huggingface", "modelscope")
 WHEN_TOO_LARGE = ("refuse", "warn", "off")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -41,6 +42,12 @@ def _auto_is_nobodys_number(value: Any) -> Any:
         return AUTO_GPUS
     if re.fullmatch("0*[1-9][0-9]*", text) is None:
         raise ValueError("use a number from 1 up, or auto")
+    return value
+
+
+def _known_source(value: str) -> str:
+    if value not in MODEL_SOURCES:
+        raise ValueError(f"{value!r} is neither huggingface nor modelscope")
     return value
 
 
@@ -91,6 +98,7 @@ def _names(value: Any) -> Any:
 EngineName = Annotated[str, AfterValidator(_known_engine)]
 GpuCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_is_nobodys_number)]
 GpuList = Annotated[str, AfterValidator(str.strip)]
+ModelSource = Annotated[str, AfterValidator(_known_source)]
 MemoryPlan = Annotated[str, AfterValidator(_known_plan)]
 LogLevel = Annotated[str, AfterValidator(_known_level)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]

@@ -8,8 +8,9 @@ environment, and a plain `gunicorn -c gunicorn_conf.py` with the same variables 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import (
@@ -30,6 +31,7 @@ from gpupool.setting_types import (
     Keys,
     LogLevel,
     MemoryPlan,
+    ModelSource,
     Names,
     Words,
 )
@@ -50,8 +52,13 @@ class Settings(BaseSettings):
     model_name: str = Field(
         default="",
         validation_alias=_ancestor("HF_MODEL_NAME", "model_name"),
-        description="model to serve: a local folder, a .gguf file or a Hugging Face id",
+        description="model to serve: a local folder, a .gguf file or an id of --model_source",
         json_schema_extra={"flags": ["hf-model-name"], "metavar": "MODEL"},
+    )
+    model_source: ModelSource = Field(
+        default="huggingface",
+        description="where a model id is looked up: huggingface or modelscope",
+        json_schema_extra={"metavar": "HUB"},
     )
     per_proc_gpus: GpuCount = Field(
         default=1,
@@ -184,6 +191,16 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field(
         default="info", description="debug, info, warning, error or critical"
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="text, or json: one object a line",
+        json_schema_extra={"metavar": "FORMAT"},
+    )
+    access_log: Literal["on", "off"] = Field(
+        default="on",
+        description="on: one line in the log for each request but probes; or off",
+        json_schema_extra={"metavar": "WHAT"},
+    )
     engine_args: Words = Field(
         default=(),
         description="arguments for the engine's own parser; on the command line: what follows --",
@@ -207,19 +224,23 @@ class Settings(BaseSettings):
 
 def read_settings(**overrides: Any) -> Settings:
     """The settings of this process's environment; ConfigError names flag, value and remedy."""
-    _refuse_unknown_variables()
+    refuse_unknown_variables()
     path = os.environ.get("GPUPOOL_CONFIG")
     if path and not Path(path).is_file():
         raise ConfigError(f"--config {path!r}: no such file; give the path of a YAML file")
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        variables = {field: env_name(field) for field in Settings.model_fields}
-        raise ConfigError(explain_setting(error, variables)) from None
+        raise ConfigError(explain_refusal(error)) from None
     except Exception as error:  # the YAML parser's own errors have no common base we may import
         if not path:
             raise
         raise ConfigError(explain_file(path, error)) from None
+
+
+def asked_run_dir() -> str:
+    """Where `gpupool run` keeps what it knows of its pools, if that was said."""
+    return os.environ.get("GPUPOOL_RUN_DIR", "")
 
 
 def env_name(field: str) -> str:
@@ -230,9 +251,10 @@ def env_name(field: str) -> str:
     return f"GPUPOOL_{field.upper()}"
 
 
-def _refuse_unknown_variables() -> None:
+def refuse_unknown_variables(environ: Mapping[str, str] = os.environ) -> None:
+    """ConfigError for a variable that looks like a setting and is none."""
     known = {env_name(field) for field in Settings.model_fields} | INTERNAL_VARIABLES
-    for name in os.environ:
+    for name in environ:
         if name.startswith("GPUPOOL_") and name not in known:
             raise ConfigError(
                 f"environment variable {name} is not a setting{nearest_hint(name, known)}; "
@@ -240,5 +262,15 @@ def _refuse_unknown_variables() -> None:
             )
 
 
-INTERNAL_VARIABLES = frozenset({"GPUPOOL_CHECKED", "GPUPOOL_LEASE"})
-"""Set by our own processes for their children; not settings."""
+INTERNAL_VARIABLES = frozenset(
+    {
+        "GPUPOOL_CHECKED", "GPUPOOL_LEASE", "GPUPOOL_LOG_FILE", "GPUPOOL_SINGLE",
+        "GPUPOOL_RUN_DIR",
+    }
+)  # fmt: skip
+"""Set by our own processes for their children, but for the last (docs/cli.md); not settings."""
+
+
+def explain_refusal(error: ValidationError) -> str:
+    """One line: the flag, what it is, why that cannot be."""
+    return explain_setting(error, {field: env_name(field) for field in Settings.model_fields})

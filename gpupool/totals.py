@@ -24,10 +24,14 @@ GENERATING_ROUTES = (
     "/v1/embeddings",
     "/v1/score",
     "/v1/rerank",
+    "/pooling",
+    "/classify",
 )
 ROUTES = (
     *GENERATING_ROUTES,
     "/v1/models",
+    "/tokenize",
+    "/detokenize",
     "/v1/other",
     "/livez",
     "/readyz",
@@ -39,6 +43,13 @@ ROUTES = (
     "unreadable",
 )
 """The label `route`. Few and fixed: whoever sends odd paths must not be able to make labels."""
+
+NAMES = {
+    "/score": "/v1/score",
+    "/rerank": "/v1/rerank",
+    "/v2/rerank": "/v1/rerank",
+}
+"""Other names of a route; they count as one."""
 
 NUM_STATUSES = 600
 MAX_BUCKETS = 16
@@ -107,7 +118,7 @@ class Totals:
     def request(self, route: str, status: int) -> None:
         """Count an HTTP request, once, when its answer is decided. A request that ends without
         an answer is not counted."""
-        counts = self._block.requests[ROUTES.index(_known(route))]
+        counts = self._block.requests[ROUTES.index(label_of(route))]
         with self._lock:
             counts[status if 0 <= status < NUM_STATUSES else 0] += 1
 
@@ -180,7 +191,9 @@ def added(observations: Iterable[Observations]) -> Observations:
     return Observations(tuple(map(sum, counts)), math.fsum(one.sum for one in found))
 
 
-def _known(route: str) -> str:
+def label_of(route: str) -> str:
+    """Under which of ROUTES a path counts."""
+    route = NAMES.get(route, route)
     if route in ROUTES:
         return route
     return "/v1/other" if route.startswith("/v1/") else "other"

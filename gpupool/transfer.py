@@ -36,13 +36,13 @@ class Transfer:
 
     def hand_over(self, conn: Connection, to: int) -> bool:
         """Let another row's worker answer a request; False if it cannot be sent."""
-        self._scoreboard.note_handed_over(self._index, to, 1)
         message = self.message(conn, "request")
+        message.fields["number"] = self._scoreboard.note_handed_over(self._index, to)
         message.fields["sent"] = self._limiter.send(conn.history, to)
         if self._send(conn, to, message):
             return True
         self._limiter.take_back(conn.history)
-        self._scoreboard.note_handed_over(self._index, to, -1)
+        self._scoreboard.take_back(self._index, to)
         return False
 
     def hand_over_idle(self, conn: Connection, to: int) -> bool:

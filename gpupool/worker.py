@@ -79,6 +79,10 @@ class PoolWorker(ServingWorker):
         self._drain_by = float("inf")
         self._next_check = 0.0
         self._is_hung = False
+        # gthread ends as soon as no connection is left: this one stands for what a worker has to
+        # do before its end, and for what it sent to siblings that may end without reading it.
+        self.nr_conns += 1
+        self._has_more_to_do = True
         self._watch = EngineWatch(self.settings.stall_timeout_s, lambda: self.row.gpus)
         if self.alive:
             self.boot.start(self.replica, on_failed=self._leave)
@@ -134,7 +138,10 @@ class PoolWorker(ServingWorker):
         """One turn of the loop."""
         if self._accepting and not self._may_accept():
             super().set_accept_enabled(False)
-        super().wait_for_and_dispatch_events(min(timeout, CHECK_PERIOD_S))
+        for key, _ in self.poller.select(min(timeout, CHECK_PERIOD_S)):
+            # One before it may have closed the connection, and its number may be another's now.
+            if self.poller.get_map().get(key.fd) is key:
+                key.data(key.fileobj)
         self.row.heartbeat = time.monotonic()
 
     def murder_pending(self) -> None:
@@ -151,6 +158,13 @@ class PoolWorker(ServingWorker):
             self._check_progress()
             if self.alive:
                 self.check_engine()
+        if not self.alive and self._has_more_to_do and not self._is_needed():
+            self._has_more_to_do = False
+            self.nr_conns -= 1
+
+    def _is_needed(self) -> bool:
+        """Whether others may still depend on this worker, which is told to end."""
+        return self.nr_conns > 1 or self.scoreboard.has_on_its_way(self.row_index)
 
     def _begin_drain(self) -> None:
         """Stop taking new work; what was accepted is still answered, here or elsewhere."""

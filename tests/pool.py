@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 VENV_BIN = ROOT / ".venv" / "bin"
 SCRIPTED = ("--model_name", "M", "--infer_type", "tests.engines.scripted:ScriptedEngine")
 # A killed test run must not leave a pool behind.
-AT_OUR_END = ("setpriv", "--pdeathsig", "TERM", "bash")
+AT_OUR_END = ("setpriv", "--pdeathsig", "TERM")
 # Passes a listening socket as systemd does: as descriptor 3, with the pid of what is executed.
 ACTIVATE = """
 (($0 == 3)) || exec 3<&"$0"-
@@ -66,7 +66,8 @@ def is_alive(pid: int) -> bool:
 
 
 class Pool:
-    """Starts a pool and ends it, with everything in its process tree; shows its log on failure."""
+    """Starts a pool and ends it, with everything in its process tree; shows its log on failure.
+    `command` is what the flags are given to."""
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class Pool:
         env: dict[str, str] | None = None,
         limit_files: int | None = None,
         listener: socket.socket | None = None,
+        command: tuple[str, ...] = ("bash", str(ROOT / "start_gunicorn.sh")),
     ) -> None:
+        self._command = command
         self._limit = [] if limit_files is None else ["prlimit", f"--nofile={limit_files}"]
         self._passed = listener
         self.port = listener.getsockname()[1] if listener else free_port()
@@ -88,11 +91,10 @@ class Pool:
         )
 
     def __enter__(self) -> Pool:
-        script = ROOT / "start_gunicorn.sh"
         activate = [] if self._passed is None else ["bash", "-c", ACTIVATE, self._passed.fileno()]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*map(str, [*self._limit, *activate]), *AT_OUR_END, str(script), *self._flags],
+                [*map(str, [*self._limit, *activate]), *AT_OUR_END, *self._command, *self._flags],
                 env=self._env,
                 pass_fds=() if self._passed is None else (self._passed.fileno(),),
                 stdout=log,

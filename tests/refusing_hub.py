@@ -21,8 +21,9 @@ REFUSALS = {
 
 
 @contextmanager
-def refusing_hub(error_code: str, cache: Path) -> Iterator[str]:
-    """In this process the hub's client finds nobody else; yields the hub's address."""
+def refusing_hub(error_code: str, cache: Path, *, is_away: bool = False) -> Iterator[str]:
+    """In this process the hub's client finds nobody else; yields the hub's address. Of a hub that
+    is away nobody listens there, and only who asks for files all the same is refused."""
 
     class Refuses(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -38,7 +39,8 @@ def refusing_hub(error_code: str, cache: Path) -> Iterator[str]:
         do_GET = do_HEAD
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
-    address = f"http://127.0.0.1:{server.server_port}"
+    files = f"http://127.0.0.1:{server.server_port}"
+    address = "http://127.0.0.1:9" if is_away else files
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -46,7 +48,7 @@ def refusing_hub(error_code: str, cache: Path) -> Iterator[str]:
             for name in PROXIES:
                 patch.delenv(name, raising=False)
             constants = "huggingface_hub.constants."
-            template = address + "/{repo_id}/resolve/{revision}/{filename}"
+            template = files + "/{repo_id}/resolve/{revision}/{filename}"
             patch.setattr(f"{constants}ENDPOINT", address)
             patch.setattr(f"{constants}HUGGINGFACE_CO_URL_TEMPLATE", template)
             patch.setattr(f"{constants}HF_HUB_CACHE", str(cache))

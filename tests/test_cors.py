@@ -45,7 +45,8 @@ def test_a_browser_asks_first_and_without_a_key(path: str) -> None:
     headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
     answer = client.options(path, headers=headers)
     assert (answer.status_code, answer.headers[ALLOW]) == (204, PAGE)
-    assert client.options(path, headers=headers | {"Origin": "https://x"}).status_code == 403
+    refused = client.options(path, headers=headers | {"Origin": "https://x"})
+    assert (refused.status_code, refused.json["error"]["type"]) == (403, "permission_error")
 
 
 def test_answers_say_who_may_read_them() -> None:

@@ -13,6 +13,7 @@ import gpupool
 from gpupool.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+PROMISES = ROOT / "docs" / "promises.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -25,7 +26,9 @@ def tables() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/infer.md", "docs/metrics.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/infer.md", "docs/metrics.md", "docs/migrate.md"]
+)
 def test_the_tables_are_those_of_the_code(name: str) -> None:
     path = ROOT / name
     assert path.read_text() == tables().rendered(path), "run `make docs`"
@@ -55,7 +58,23 @@ def test_every_module_that_is_named_exists(path: Path) -> None:
     for folder in ("gpupool", "tests", "docs", "benchmarks"):
         tracked += [f"/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.py")]
     for named in re.findall(r"`([a-z_/]+\.py)`", path.read_text()):
+        if named.startswith("my/"):
+            continue  # a user's
         assert any(file.endswith(f"/{named}") for file in tracked), named
+
+
+def test_every_promise_names_a_test_and_a_mutant_that_exist() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| (`[^|]+) \| ([^|]+) \|$", PROMISES.read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for promise, tests, mutants in rows:
+        for path, name in re.findall(r"`([\w/]+\.py)::(\w+)`", tests):
+            source = (ROOT / "tests" / path).read_text()
+            assert re.search(rf"^def {name}\(", source, re.MULTILINE), (promise, name)
+        assert tests.count("`") == 2 * len(re.findall(r"`[\w/]+\.py::\w+`", tests)), promise
+        names = re.findall(r"`(\w+)`", mutants)
+        assert names, promise
+        for name in names:
+            assert (ROOT / "tests" / "mutants" / f"{name}.patch").exists(), (promise, name)
 
 
 def test_the_changelog_speaks_of_this_version() -> None:

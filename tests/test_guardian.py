@@ -36,6 +36,14 @@ OF_ANOTHER_USER = (
     "import os, time; os.setgid(65534); os.setuid(65534); print(flush=True); time.sleep(120)"
 )
 
+SHARING = (
+    "import time\n"
+    "from multiprocessing.shared_memory import SharedMemory\n"
+    "block = SharedMemory(create=True, size=4096)\n"
+    "print(block.name, flush=True)\n"
+    "time.sleep(120)\n"
+)
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -74,6 +82,24 @@ def test_the_group_is_gone_within_a_second_of_the_workers_sigkill(folder: Path) 
         family = pids(worker.hear())
         worker.kill()
         wait_until(lambda: not any(map(is_alive, family)), 1, "the end of the group")
+
+
+def test_a_killed_engine_leaves_no_shared_memory(folder: Path) -> None:
+    """vLLM's blocks have hundreds of megabytes, and /dev/shm would fill over the months."""
+
+    def work(say: Say) -> None:
+        guardian.start()
+        command = [sys.executable, "-c", SHARING]
+        engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert engine.stdout is not None
+        say(f"{os.getpid()} /dev/shm/{engine.stdout.readline()}")
+
+    with Forked(work) as worker:
+        group, block = worker.hear().split()
+        assert Path(block).exists()
+        worker.kill()
+        wait_until(lambda: not procfs.group_members(int(group)), 1, "the end of the group")
+        assert not Path(block).exists()
 
 
 def test_a_free_lease_means_a_dead_engine(folder: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp"}
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("gpupool/**/*.py")])
+HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp", "modelscope"}
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("URLs/*.py"), *ROOT.glob("gpupool/**/*.py")])
 ENTRY_POINTS = {"gunicorn_conf", "vllm_url_m", "transformers_url_m", "llama_cpp_url_m"}
-ENTRY_POINTS |= {"plugin_url_m"}
+ENTRY_POINTS |= {"plugin_url_m", "URLs.vllm_url", "URLs.transformers_url"}
 
 ENGINE_FREE = {"gpupool.engines", "gpupool.engines.base"}
 VALUES = {
@@ -25,6 +25,7 @@ CHECKS = VALUES | {
     "gpupool.api.values",
     "gpupool.api.openai.routes",
     "gpupool.api.openai.content",
+    "gpupool.api.openai.extras",
     "gpupool.api.openai.grammars",
 }
 PLANNER = {"gpupool.planner", "gpupool.errors", "gpupool.nearest"}
@@ -36,7 +37,16 @@ FITTING = PLANNER | {
     f"gpupool.planner.{name}"
     for name in ("kv_cache", "split", "fit", "option", "remedies", "advice")
 }
+MIGRATE = {"gpupool.errors", "gpupool.nearest", "gpupool.settings", "gpupool.setting_types"}
+MIGRATE |= {"gpupool.migrate", "gpupool.engines.llama_cpp_arguments"}
+MIGRATE |= {
+    f"gpupool.migrate.{path.stem}"
+    for path in ROOT.glob("gpupool/migrate/*.py")
+    if path.stem not in ("__init__", "source")
+}
+DOCTOR = {"gpupool.doctor", "gpupool.doctor.finding"}
 PURE: dict[str, set[str]] = {
+    **dict.fromkeys(sorted(name for name in MIGRATE if "migrate." in name), MIGRATE),
     "gpupool.planner.config": PLANNER,
     **dict.fromkeys(sorted(FITTING - {"gpupool.nearest"}), FITTING),
     "gpupool.backoff": set(),
@@ -45,10 +55,12 @@ PURE: dict[str, set[str]] = {
     "gpupool.key_budget": {"gpupool.errors"},
     "gpupool.roll": set(),
     "gpupool.partition": {"gpupool.gpus"},
+    **{f"gpupool.doctor.{name}": DOCTOR for name in ("finding", "machine", "models", "processes")},
     "gpupool.api.values": VALUES,
     "gpupool.api.params": VALUES | {"gpupool.api.values"},
     "gpupool.api.openai.routes": set(),
     "gpupool.api.openai.content": VALUES | {"gpupool.api.values"},
+    "gpupool.api.openai.extras": VALUES | {"gpupool.api.values"},
     "gpupool.api.openai.grammars": VALUES | {"gpupool.api.values"},
     "gpupool.api.openai.checks": CHECKS,
     "gpupool.api.openai.models": CHECKS | {"gpupool.api.openai.checks"},
@@ -56,7 +68,7 @@ PURE: dict[str, set[str]] = {
 }
 MASTER = {"gunicorn_conf", "dispatcher", "gpupool.hooks", "gpupool.master", "gpupool.worker"}
 MASTER |= {"gpupool.preflight", "gpupool.gpu_guard", "gpupool.gpu_watch", "gpupool.notify"}
-MASTER |= {"gpupool.life", "gpupool.reload", "gpupool.reloader"}
+MASTER |= {"gpupool.single", "gpupool.life", "gpupool.reload", "gpupool.reloader"}
 
 
 def module_name(path: Path) -> str:
@@ -124,6 +136,12 @@ def test_the_master_imports_no_application_and_no_engine(name: str) -> None:
     assert "gpupool.app" not in found
     allowed = ENGINE_FREE | {"gpupool.engines.catalog"}
     assert {other for other in found if ".engines" in other} <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(MASTER | {"gpupool.app"}))
+def test_a_pool_knows_nothing_of_the_commands(name: str) -> None:
+    commands = ("gpupool.commands", "gpupool.pools", "gpupool.doctor")
+    assert not [found for found in closure(name) if found.startswith(commands)]
 
 
 def test_nobody_imports_the_configuration_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
 import threading
@@ -15,6 +16,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import LimitRequestHeaders
 
 from gpupool.answer_socket import AnswerSocket
+from gpupool.call import History
 from gpupool.connection import Connection
 from gpupool.errors import TooLarge
 from gpupool.intake import Intake, ReadTimeout
@@ -38,9 +40,9 @@ class Reader:
         settings = {"max_body_bytes": 1000, "read_timeout_s": 10, "idle_timeout_s": 10} | options
         self.intake = Intake(self.poller, self.whole.append, self.closed.append, **settings)
 
-    def connect(self) -> tuple[socket.socket, Connection]:
+    def connect(self, kind: type[AnswerSocket] = AnswerSocket) -> tuple[socket.socket, Connection]:
         client, served = socket.socketpair()
-        served = AnswerSocket.over(served)
+        served = kind.over(served)
         served.setblocking(False)
         conn = Connection(Config(), served, ("127.0.0.1", 1), ("127.0.0.1", 2), self.intake)
         self.intake.watch(conn)
@@ -107,6 +109,20 @@ def test_pipelined_requests_come_one_after_the_other(reader: Reader) -> None:
     assert conn.parser.request.body.read() == b"hello world"
 
 
+def test_what_comes_after_a_forwarded_request_has_a_history_of_its_own(reader: Reader) -> None:
+    """Else it would have waited in the room since the one before came to another worker."""
+    client, conn = reader.connect()
+    conn.expect(POST, History(since=1.0))
+    client.sendall(POST)
+    reader.turn_until(reader.whole)
+    assert (conn.was_forwarded, conn.history.since) == (True, 1.0)
+    conn.forget_request()
+    reader.intake.read(conn)
+    reader.turn_until(reader.whole, 2)
+    assert not conn.was_forwarded
+    assert conn.history.since > 1.0
+
+
 def test_a_client_that_leaves_is_forgotten(reader: Reader) -> None:
     for sent in (b"", POST[:30], POST[:-3]):
         client, _ = reader.connect()
@@ -115,6 +131,20 @@ def test_a_client_that_leaves_is_forgotten(reader: Reader) -> None:
         client.close()
     reader.turn_until(reader.closed, 3)
     assert not reader.whole
+
+
+class Unreachable(AnswerSocket):
+    """A client whose network is gone."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+
+def test_a_client_that_cannot_be_reached_any_more_is_forgotten(reader: Reader) -> None:
+    client, conn = reader.connect(Unreachable)
+    client.sendall(POST[:20])
+    reader.turn_until(reader.closed)
+    assert (reader.closed, reader.whole) == ([conn], [])
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(reader: Reader) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -93,3 +95,36 @@ def test_a_full_mailbox_takes_no_more_and_blocks_nobody(mailboxes: Mailboxes) ->
         assert mailboxes.receive(1) is None
         assert mailboxes.send(1, message)
         assert os.fstat(theirs.fileno())  # the sender keeps its own copy
+
+
+@contextmanager
+def no_free_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_free_files_a_connection_is_lost_and_what_comes_next_is_not(
+    mailboxes: Mailboxes,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        mailboxes.send(1, Message("request", 0, fds=[theirs.fileno()]))
+        theirs.close()
+        mailboxes.send(1, Message("ask", 2))
+        with no_free_files():
+            message = mailboxes.receive(1)
+        assert message is not None
+        assert (message.kind, message.sender) == ("ask", 2)
+        assert ours.recv(1) == b""
+
+
+def test_without_free_files_a_large_request_stays_with_the_sender(mailboxes: Mailboxes) -> None:
+    with no_free_files():
+        assert not mailboxes.send(1, Message("request", 0, data=b"x" * (MAX_INLINE + 1)))
+    assert mailboxes.receive(1) is None

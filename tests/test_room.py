@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 
 from gpupool.call import History
 from gpupool.room import Room
@@ -53,3 +54,16 @@ def test_those_whose_time_is_over_are_taken_out() -> None:
     guests = fill(room, late=now - 61, later=now - 70, fresh=now - 5)
     assert room.take_expired() == [guests["later"], guests["late"]]
     assert names(room, guests) == ["fresh"]
+
+
+def test_those_who_leave_behind_somebody_who_waits_long_are_not_kept() -> None:
+    """Each has a body; clients that give up and try again would fill the memory."""
+    room = Room(60)
+    fill(room, patient=1.0)
+    left = []
+    for number in range(100):
+        [guest] = fill(room, impatient=2.0 + number).values()
+        room.remove(guest)  # type: ignore[arg-type]
+        left.append(weakref.ref(guest))
+        del guest
+    assert sum(guest() is not None for guest in left) <= 1

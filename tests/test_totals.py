@@ -97,6 +97,9 @@ def test_a_clock_that_steps_back_takes_nothing_away() -> None:
     [
         ("/infer", "/infer"),
         ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/rerank", "/v1/rerank"),
+        ("/v2/rerank", "/v1/rerank"),
+        ("/score", "/v1/score"),
         ("/v1/anything/else", "/v1/other"),
         ("/etc/passwd", "other"),
         ("", "other"),

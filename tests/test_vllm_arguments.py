@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from argparse import Namespace
 from typing import Any
@@ -14,8 +15,10 @@ from gpupool.engines.vllm_arguments import LIMITED, OURS, parse_arguments, share
 from gpupool.engines.vllm_client import read_config
 from gpupool.engines.vllm_environment import require_keys_are_ours, set_environment
 from gpupool.errors import ConfigError
+from gpupool.migrate.vllm_args import KEYS as FOREIGN_KEYS
 from gpupool.settings import Settings
 from tests.demo_model import model_folder
+from tests.pool import ROOT
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -111,6 +114,28 @@ def test_the_users_arguments_reach_vllm() -> None:
     args = parse("--max-model-len 2k --enforce-eager --dtype float32 --max-logprobs 7")
     found = (args.max_model_len, args.enforce_eager, args.dtype, args.max_logprobs)
     assert found == (2000, True, "float32", 7)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in FOREIGN_KEYS if "engine_args" in row.gives], ids=lambda row: row.name
+)
+def test_what_is_taken_over_from_others_is_an_argument_of_vllms(row: Any) -> None:
+    template = str(ROOT / "tests" / "chat_with_tools.jinja")
+    words = [word.replace("/models/chat.jinja", template) for word in row.gives["engine_args"]]
+    parse(shlex.join(words), row.gives.get("per_proc_gpus", 1))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in FOREIGN_KEYS if "engine_args" not in row.gives and not row.gives],
+    ids=lambda row: row.name,
+)
+def test_what_is_not_taken_over_is_not_an_argument_that_would_work(row: Any) -> None:
+    """What vLLM still has is refused or needless for a reason of the pool's own."""
+    flag = f"--{row.name.replace('_', '-')}"
+    options = vllm_arguments._parser()[0]._option_string_actions
+    assert flag not in options or row.name in {*OURS, *LIMITED, "disable_log_stats"}, flag
+    assert set(re.findall(r"--[a-z-]+", row.refuses)) <= set(options)
 
 
 def test_what_is_not_given_has_vllms_default() -> None:

@@ -74,8 +74,9 @@ def infer() -> Response:
     items, jobs = _plan(prompts, ask, engine, detail)
     totals: Totals = current_app.extensions["gpupool.totals"]
     prompt_tokens, call = sum(map(len, prompts)), current_call()
-    call.num_tokens = prompt_tokens
-    results = _run(jobs, RequestClock(totals, whole_at()))
+    call.num_tokens = call.num_prompt_tokens = prompt_tokens
+    call.clock = RequestClock(totals, whole_at())
+    results = _run(jobs, call.clock)
     generated_tokens = sum(map(_num_tokens, results))
     call.num_tokens += generated_tokens
     render = _detail if detail else _plain

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from gpupool.errors import BadRequest
 
 MAX_DEPTH = 64
+LARGE = re.compile(rb"[0-9]{19}|[0-9][eE]\+?[0-9]{3}")
+"""Stands in every text that has a number beyond 64 bits or beyond any float."""
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -44,6 +48,31 @@ def refuse_half_pairs(raw: bytes, body: dict[str, Any]) -> None:
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRequest("the body has half of a surrogate pair", code="invalid_json") from None
+
+
+def refuse_large_numbers(raw: bytes, body: dict[str, Any]) -> None:
+    """400 for a whole number of more than 64 bits, and for one that is infinity when it is read,
+    wherever it stands: an engine's processes cannot tell each other such a number, and vLLM never
+    forgets a request that it could not pass on."""
+    if LARGE.search(raw) is None:
+        return
+    for name, value in body.items():
+        for inner in _values_in(value):
+            is_large = type(inner) is int and not -(1 << 63) <= inner < 1 << 64
+            if is_large or (isinstance(inner, float) and not math.isfinite(inner)):
+                raise BadRequest(
+                    f"{name[:60]} has a number that does not fit 64 bits",
+                    param=name[:60],
+                    code="invalid_json",
+                )
+
+
+def _values_in(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _values_in(inner)
+    else:
+        yield value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -16,7 +16,17 @@ from gpupool.totals import served
 blueprint = Blueprint("pool", __name__)
 
 UNKNOWN: dict[str, Any] = dict.fromkeys(
-    ("pid", "slots", "running", "waiting", "inflight", "served", "restarts", "memory_bytes")
+    (
+        "pid",
+        "slots",
+        "running",
+        "waiting",
+        "inflight",
+        "served",
+        "generated_tokens",
+        "restarts",
+        "memory_bytes",
+    )
 )
 
 
@@ -49,7 +59,14 @@ def pool() -> Response:
         infer_type=replica.settings.infer_type,
         workers=describe_workers(),
         capabilities=_capabilities(replica),
+        reload=_reload(),
     )
+
+
+def _reload() -> dict[str, Any] | None:
+    """How many reloads were asked for, the last that is over, and why it was given up."""
+    scoreboard: Scoreboard | None = current_app.extensions.get("gpupool.scoreboard")
+    return None if scoreboard is None else scoreboard.reloads.describe()
 
 
 def _capabilities(replica: Replica) -> dict[str, bool | None]:
@@ -90,6 +107,7 @@ def _describe(scoreboard: Scoreboard, shown: list[int], index: int) -> dict[str,
         "waiting": row.waiting,
         "inflight": row.running + row.waiting,
         "served": served(scoreboard.totals[i] for i in rows),
+        "generated_tokens": sum(scoreboard.totals[i].generated_tokens for i in rows),
         "restarts": sum(scoreboard[i].restarts for i in rows),
         "last_error": row.last_error,
         "memory_bytes": scoreboard.vitals.read(index).memory_bytes,

@@ -1,18 +1,19 @@
-"""Grammars that guide a generation: compiled on a thread of their own, kept for the next request
-(worker process). Imports xgrammar only inside functions.
+"""Grammars that guide a generation: they are compiled one after the other, beside the running batch
+(worker process, a thread of its own). Imports xgrammar only inside functions.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from gpupool.engines.base import Failed, Grammar
+from gpupool.engines.grammar_compiler import GrammarCompiler
 from gpupool.engines.outlet import Outlet
 from gpupool.errors import BadRequest, Cancelled, EngineDead, EngineError, RequestError
 
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-CACHE_BYTES = 256 << 20
-COMPILE_THREADS = 2
-MAX_BLANKS = 16  # between the parts of a JSON text: a small model may write them without end
-ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
 
 class Guide:
@@ -47,6 +43,11 @@ class Guide:
         self._matcher.fill_next_token_bitmask(self._mask)
         xgrammar.apply_token_bitmask_inplace(row[None], self._mask.to(row.device))
 
+    def can_begin(self) -> bool:
+        """Whether any token can come first."""
+        self._matcher.fill_next_token_bitmask(self._mask)
+        return bool(self._mask.any())
+
     def take(self, token: int) -> bool:
         """The token that was chosen; whether it fits. Behind the end everything does: a step may
         be under way when a sequence ends."""
@@ -65,7 +66,8 @@ class GuideMaker:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_tokens = list(end_tokens)
-        self._compiler: Any = None
+        self._compiler: GrammarCompiler | None = None
+        self.last_progress = time.monotonic()
         self._asked: queue.SimpleQueue[tuple[Outlet, Grammar, Begin] | None] = queue.SimpleQueue()
         self._outlets: dict[str, Outlet] = {}
         self._lock = threading.Lock()
@@ -105,6 +107,8 @@ class GuideMaker:
             self._reason = self._reason or reason
             outlets = list(self._outlets.values())
             self._asked.put(None)
+        if self._compiler is not None:
+            self._compiler.close()
         for outlet in outlets:
             outlet.end(Failed(EngineDead(reason)))
 
@@ -121,14 +125,19 @@ class GuideMaker:
     def _serve(self, outlet: Outlet, grammar: Grammar, begin: Begin) -> None:
         try:
             guide = Guide(self._compile(grammar), self._vocab_size)
+            if not guide.can_begin():
+                raise BadRequest(
+                    f"this {grammar.kind} cannot be used: no text fits it", code="invalid_grammar"
+                )
         except RequestError as error:
             outlet.end(Failed(error))
             return
-        except Exception as error:
-            # The library says what it does not like of a grammar by exceptions of any kind.
-            log.info("a grammar cannot be compiled error=%r", error)
-            outlet.end(Failed(_refusal(grammar, error)))
+        except Exception:
+            log.exception("a grammar could not be compiled request=%s", outlet.request_id)
+            outlet.end(Failed(EngineError("the engine failed on this request")))
             return
+        finally:
+            self.last_progress = time.monotonic()
         try:
             begin(guide)
         except Exception:
@@ -138,15 +147,9 @@ class GuideMaker:
     def _compile(self, grammar: Grammar) -> Any:
         if self._compiler is None:
             self._compiler = self._make_compiler()
-        blanks = {"max_whitespace_cnt": MAX_BLANKS}
-        if grammar.kind == "regex":
-            return self._compiler.compile_regex(grammar.text)
-        if grammar.kind == "ebnf":
-            return self._compiler.compile_grammar(grammar.text)
-        schema = grammar.text if grammar.kind == "json_schema" else json.dumps(ANY_OBJECT)
-        return self._compiler.compile_json_schema(schema, **blanks)
+        return self._compiler.compile(grammar)
 
-    def _make_compiler(self) -> Any:
+    def _make_compiler(self) -> GrammarCompiler:
         if not self.is_able:
             raise BadRequest(
                 "this server restricts no texts: its model has no end token, or xgrammar is not "
@@ -158,11 +161,4 @@ class GuideMaker:
         info = xgrammar.TokenizerInfo.from_huggingface(
             self._tokenizer, vocab_size=self._vocab_size, stop_token_ids=self._end_tokens
         )
-        return xgrammar.GrammarCompiler(
-            info, max_threads=COMPILE_THREADS, cache_limit_bytes=CACHE_BYTES
-        )
-
-
-def _refusal(grammar: Grammar, error: Exception) -> BadRequest:
-    reason = " ".join(str(error).split())[-200:]
-    return BadRequest(f"this {grammar.kind} cannot be compiled: {reason}", code="invalid_grammar")
+        return GrammarCompiler(info)

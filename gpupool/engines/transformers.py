@@ -251,7 +251,8 @@ class TransformersEngine:
 
     def last_progress(self) -> float:
         """See Engine.last_progress."""
-        times = [part.last_progress for part in (self._batch, self._beside) if part is not None]
+        parts = (self._batch, self._beside, self._guides)
+        times = [part.last_progress for part in parts if part is not None]
         return max(times, default=time.monotonic())
 
     @property

@@ -140,7 +140,9 @@ def _is_cut_off(name: str) -> bool:
     """A model of the hub that only the cache can have."""
     from huggingface_hub import constants
 
-    return not Path(name).expanduser().is_dir() and not is_reachable(constants.ENDPOINT)
+    if Path(name).expanduser().is_dir():
+        return False
+    return constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT)
 
 
 def read_tokenizer(settings: Settings, args: TransformersArgs) -> PreTrainedTokenizerBase:

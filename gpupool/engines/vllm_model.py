@@ -108,7 +108,7 @@ def _check_hub(args: Namespace) -> None:
     from huggingface_hub import constants
 
     faults = []
-    is_local = not is_reachable(constants.ENDPOINT)
+    is_local = constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT)
     for name in CONFIG_FILES:
         fault = _fetch(args, name, is_local=is_local)
         if fault is None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 import torch  # noqa: TID253 (no test here runs without it)
+import xgrammar
 
 from gpupool.engines.base import Completion, Embedded, Failed, Grammar, Scored
+from gpupool.engines.grammar_compiler import GrammarCompiler
 from gpupool.engines.guides import GuideMaker
 from gpupool.engines.outlet import Outlet
 from gpupool.errors import BadRequest, Cancelled, EngineDead
@@ -84,8 +89,10 @@ def test_guided_among_others_changes_none(client: Client) -> None:
         Grammar("ebnf", "root ::= nowhere"),
         Grammar("json_schema", '{"type": "nothing"}'),
         Grammar("json_schema", "no JSON"),
+        Grammar("json_schema", '{"$ref": "#"}'),
+        Grammar("ebnf", "root ::= root"),
     ],
-    ids=["regex", "grammar", "schema", "no JSON"],
+    ids=["regex", "grammar", "schema", "no JSON", "endless schema", "endless grammar"],
 )
 def test_grammar_that_cannot_be_compiled_is_the_callers_fault(
     client: Client, grammar: Grammar
@@ -94,6 +101,25 @@ def test_grammar_that_cannot_be_compiled_is_the_callers_fault(
     assert isinstance(end, Failed)
     assert isinstance(end.error, BadRequest)
     assert completion_of(client.start(PROMPT, max_tokens=2))
+
+
+def test_grammar_that_takes_for_ever_is_the_callers_fault_and_no_others(client: Client) -> None:
+    """This one of 12 kilobytes takes hours, and nothing stops xgrammar but the end of its
+    process."""
+    info = xgrammar.TokenizerInfo.from_huggingface(client.engine._tokenizer)
+    compiler = GrammarCompiler(info)
+    with contextlib.closing(compiler):
+        compiler.compile(Grammar("json_object"))
+        compiler._timeout_s = 1.0
+        began = time.monotonic()
+        with pytest.raises(BadRequest, match="it takes more than 1 s") as caught:
+            compiler.compile(Grammar("ebnf", "root ::= " + '"a"?' * 3000))
+        assert time.monotonic() - began < 20
+        assert caught.value.code == "invalid_grammar"
+        compiler._timeout_s = 60.0
+        first = compiler.compile(Grammar("regex", "[0-9]{3}"))
+        assert compiler.compile(Grammar("regex", "[0-9]{3}")) is first
+    assert not [child for child in psutil.Process().children() if child.status() == "zombie"]
 
 
 def test_grammars_that_wait_can_be_cancelled_and_end_with_the_engine(client: Client) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from gpupool.api.openai.checks import Able
 from gpupool.api.openai.gate import Gate
@@ -42,6 +43,11 @@ FIELDS = {
             "response_format",
             "logit_bias",
             "structured_outputs",
+            "chat_template_kwargs",
+            "documents",
+            "vllm_xargs",
+            "bad_words",
+            "allowed_token_ids",
             "user",
         ]
     ),
@@ -153,7 +159,8 @@ def ask(
     scope: Message = {
         "type": "http",
         "method": method,
-        "path": path,
+        "path": unquote(path),
+        "raw_path": path.encode(),
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }
     answer = Answer()

@@ -41,6 +41,8 @@ class LlamaServer:
 
     def __init__(self) -> None:
         self.script: list[bytes | None] = [render(*EVENTS), DONE]
+        self.script_of: Callable[[Json], list[bytes | None]] | None = None
+        """In place of `script`, where answers differ."""
         self.status = 200
         self.breaks = False
         self.asked: list[Json] = []
@@ -55,18 +57,21 @@ class LlamaServer:
         length = int(fields["content-length"].partition(":")[2])
         self.paths.append(head.split()[1])
         assert "Bearer secret" in fields["authorization"]
-        self.asked.append(json.loads(await reader.readexactly(length)))
+        asked = json.loads(await reader.readexactly(length))
+        self.asked.append(asked)
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
         try:
-            await self._answer(reader, writer)
+            await self._answer(asked, reader, writer)
         finally:
             self.num_running -= 1
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, asked: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         writer.write(b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % self.status)
-        for piece in self.script:
+        for piece in self.script_of(asked) if self.script_of else self.script:
             if piece is None:
                 assert await reader.read() == b""
                 self.num_left += 1

@@ -27,6 +27,9 @@ def schema_format(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
 
 
+PICTURE = [{"type": "input_image", "image_url": "http://10.0.0.1/"}]
+
+
 def tool(**function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", **function}}
 
@@ -83,6 +86,55 @@ CHATS = {
         content({"type": "image_url", "image_url": "file:///etc/passwd"}),
         "messages[0]",
     ),
+    "a picture within the answer of a tool": (
+        content(
+            {"type": "tool_result", "content": [{"source": {"type": "url", "url": "http://x"}}]}
+        ),
+        "messages[0]",
+    ),
+    "a part of text without one": (content({"type": "text"}), "messages[0]"),
+    "a text of a number": (content({"type": "text", "text": 5}), "messages[0]"),
+    "calls of a number": ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0]"),
+    "a call of nothing": ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0]"),
+    "a tensor": (content({"type": "image_embeds", "image_embeds": "AAAA"}), "messages[0]"),
+    "a tensor with a name": (content({"uuid": "1", "video_embeds": "AAAA"}), "messages[0]"),
+    "a tensor as a prompt": (content({"type": "prompt_embeds", "data": "AA"}), "messages[0]"),
+    "more text in calls than any context": (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": "a" * 51_201}}],
+                }
+            ]
+        },
+        "messages",
+    ),
+    "more text in variables than any context": (
+        {"chat_template_kwargs": {"a": "a" * 51_201}},
+        "messages",
+    ),
+    "a template among its variables": (
+        {"chat_template_kwargs": {"chat_template": "{{ x }}"}},
+        "chat_template_kwargs",
+    ),
+    "an argument of the renderer": (
+        {"chat_template_kwargs": {"tokenize": True}},
+        "chat_template_kwargs",
+    ),
+    "variables of a string": ({"chat_template_kwargs": "a"}, "chat_template_kwargs"),
+    "a transfer of caches": (
+        {"vllm_xargs": {"kv_transfer_params": "a"}},
+        "vllm_xargs",
+    ),
+    "a transfer of vectors": ({"ec_transfer_params": {"a": 1}}, "ec_transfer_params"),
+    "a transfer": ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
+    "129 bad words": ({"bad_words": ["a"] * 129}, "bad_words"),
+    "a bad word of 1025 characters": ({"bad_words": ["a" * 1025]}, "bad_words"),
+    "bad words of numbers": ({"bad_words": [1]}, "bad_words"),
+    "an allowed token that is none": ({"allowed_token_ids": [1000]}, "allowed_token_ids"),
+    "more allowed tokens than there are": ({"allowed_token_ids": [1] * 1001}, "allowed_token_ids"),
+    "allowed tokens of a number": ({"allowed_token_ids": 5}, "allowed_token_ids"),
     "a format that is none": ({"response_format": {"type": "xml"}}, "response_format"),
     "a format of a string": ({"response_format": "json"}, "response_format"),
     "a schema that is missing": (
@@ -97,6 +149,50 @@ CHATS = {
         {"response_format": schema_format({"enum": ["x" * 17_000]})},
         "response_format.json_schema.schema",
     ),
+    "a schema of at least 5 and at most 1": (
+        {"response_format": schema_format({"items": {"minLength": 5, "maxLength": 1}})},
+        "response_format.json_schema.schema",
+    ),
+    "a schema of a billion items in a tag": (
+        {
+            "response_format": {
+                "type": "structural_tag",
+                "structures": [{"schema": {"minItems": 9999}}],
+            }
+        },
+        "response_format",
+    ),
+    "a schema of a billion items in a tag of text": (
+        {"structured_outputs": {"structural_tag": '{"format": {"minItems": 9999}}'}},
+        "structured_outputs.structural_tag",
+    ),
+    "a long pattern in a tag": (
+        {"response_format": {"type": "structural_tag", "format": {"pattern": "a" * 1025}}},
+        "response_format pattern",
+    ),
+    "a long pattern of names": (
+        {"response_format": schema_format({"patternProperties": {"a" * 1025: {}}})},
+        "response_format.json_schema.schema pattern",
+    ),
+    "a schema that is itself": (
+        {"response_format": schema_format({"$ref": "#"})},
+        "response_format.json_schema.schema",
+    ),
+    "a schema in a circle": (
+        {
+            "response_format": schema_format(
+                {
+                    "properties": {"a": {"$ref": "#/$defs/a"}},
+                    "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+                }
+            )
+        },
+        "response_format.json_schema.schema",
+    ),
+    "a schema of a billion items": (
+        {"response_format": schema_format({"items": {"minItems": 10**9}})},
+        "response_format.json_schema.schema",
+    ),
     "a pattern of 1025 characters": (
         {"response_format": schema_format({"pattern": "a" * 1025})},
         "response_format.json_schema.schema pattern",
@@ -104,6 +200,34 @@ CHATS = {
     "a regex of 1025 characters": (
         {"structured_outputs": {"regex": "a" * 1025}},
         "structured_outputs.regex",
+    ),
+    "a regex that ends within an escape": (
+        {"structured_outputs": {"regex": "a\\\\\\"}},
+        "structured_outputs.regex",
+    ),
+    "a regex of at least 5 and at most 1": (
+        {"structured_outputs": {"regex": "a{5,1}"}},
+        "structured_outputs.regex",
+    ),
+    "a grammar of at least 5 and at most 1": (
+        {"structured_outputs": {"grammar": 'root ::= "a"{5, 1}'}},
+        "structured_outputs.grammar",
+    ),
+    "a grammar of a range without end": (
+        {"structured_outputs": {"grammar": 'root ::= "a"{1,' + "9" * 5000 + "}"}},
+        "structured_outputs.grammar",
+    ),
+    "a grammar of 257 repeats": (
+        {"structured_outputs": {"grammar": "root ::= " + '"a"?' * 257}},
+        "structured_outputs.grammar",
+    ),
+    "a pattern of 257 repeats": (
+        {"response_format": schema_format({"pattern": "a*" * 257})},
+        "response_format.json_schema.schema pattern",
+    ),
+    "blanks by a regex of 1025 characters": (
+        {"structured_outputs": {"whitespace_pattern": " " * 1025}},
+        "structured_outputs.whitespace_pattern",
     ),
     "a schema in text that is no JSON": (
         {"structured_outputs": {"json": "{"}},
@@ -141,12 +265,33 @@ GOOD = {
         "logit_bias": {"999": -100},
     },
     "nulls": {"temperature": None, "stop": None, "tools": None, "stream": None},
+    "a schema that comes again within": {
+        "response_format": schema_format(
+            {"properties": {"a": {"$ref": "#"}, "b": {"$ref": "#/nowhere"}, "c": {"$ref": "x"}}}
+        )
+    },
     "a schema of 32 levels": {"response_format": schema_format(deep(15))},
     "parts": content({"type": "text", "text": "a"}),
     "a picture in the request": content(
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     ),
+    "a call whose arguments have our names": {
+        "messages": [
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "tool_use", "input": {"image_url": "http://x", "source": "http://x"}}
+                ],
+            }
+        ]
+    },
+    "a document that says where it is from": {"documents": [{"text": "a", "source": "http://x"}]},
+    "variables of a template": {"chat_template_kwargs": {"enable_thinking": False}},
     "a tool": {"tools": [tool(parameters={"type": "object"})]},
+    "a regex that ends with a backslash": {"structured_outputs": {"regex": "a\\\\"}},
+    "a grammar that repeats": {
+        "structured_outputs": {"grammar": "root ::= " + '"a"{1,5}' * 256},
+    },
     "a schema in text": {"structured_outputs": {"json": '{"type": "object"}'}},
 }
 
@@ -154,6 +299,51 @@ GOOD = {
 @pytest.mark.parametrize("change", GOOD.values(), ids=GOOD.keys())
 def test_a_chat_that_can_be_is_let_through(change: dict[str, Any]) -> None:
     check(ROUTES[CHAT], HELLO | change, ABLE)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": [{"role": "user", "content": PICTURE}]}),
+        ("/v1/responses", {"input": [{"type": "computer_call_output", "output": PICTURE[0]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"content": PICTURE}]}]}),
+        ("/rerank", {"query": "a", "documents": [{"content": PICTURE}]}),
+        ("/score", {"data_1": {"content": PICTURE}, "data_2": "b"}),
+        ("/tokenize", {"messages": [{"role": "user", "content": PICTURE}]}),
+        ("/pooling", {"messages": [{"role": "user", "content": PICTURE}]}),
+    ],
+)
+def test_by_no_route_a_picture_is_fetched(path: str, body: dict[str, Any]) -> None:
+    able = replace(ABLE, fields={path: frozenset(body)})
+    with pytest.raises(RequestError, match="data: URL"):
+        check(ROUTES[path], body, able)
+    check(ROUTES[path], body, replace(able, media_by_url=True))
+
+
+def test_a_responses_input_is_one_text_however_many_items_it_has() -> None:
+    item = {"role": "user", "content": "a" * 30_000}
+    able = replace(ABLE, fields={"/v1/responses": frozenset({"input"})})
+    check(ROUTES["/v1/responses"], {"input": [item]}, able)
+    with pytest.raises(RequestError) as caught:
+        check(ROUTES["/v1/responses"], {"input": [item, item]}, able)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("field", ["text", "output_config"])
+def test_formats_of_other_apis_are_measured_too(field: str) -> None:
+    able = replace(ABLE, fields={"/v1/responses": frozenset({"input", field})})
+    body = {"input": "a", field: {"format": {"type": "json_schema", "schema": {"minItems": 9999}}}}
+    with pytest.raises(RequestError, match="minItems 9999"):
+        check(ROUTES["/v1/responses"], body, able)
+
+
+def test_a_token_that_is_none_is_not_decoded() -> None:
+    able = replace(ABLE, fields={"/detokenize": frozenset({"tokens"})})
+    check(ROUTES["/detokenize"], {"tokens": [0, 999]}, able)
+    for tokens in ([1000], [-1], ["a"], "a"):
+        with pytest.raises(RequestError) as caught:
+            check(ROUTES["/detokenize"], {"tokens": tokens}, able)
+        assert caught.value.param == "tokens"
 
 
 def test_a_picture_may_come_from_where_the_operator_said() -> None:
@@ -169,6 +359,7 @@ COMPLETIONS_REFUSED = {
     "a token that is none": ({"prompt": [[1, 1000]]}, "prompt[0]"),
     "more tokens than the context": ({"prompt": [1] * 101}, "prompt"),
     "2049 prompts": ({"prompt": ["a"] * 2049}, "prompt"),
+    "2049 streams": ({"prompt": ["a"] * 683, "n": 3, "stream": True}, "n"),
     "logprobs of true": ({"logprobs": True}, "logprobs"),
     "logprobs of 21": ({"logprobs": 21}, "logprobs"),
     "max_tokens of 0 without echo": ({"max_tokens": 0}, "max_tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from gpupool.scoreboard import Row
 from gpupool.slots import Slots
 from gpupool.totals import PoolTotals
 from tests.openai.client import ABLE, CHAT, COMPLETIONS, Script, ask, gate_around
+from tests.test_app import make_client
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
@@ -79,6 +81,55 @@ def test_a_route_that_the_engine_could_have_is_a_400_that_says_how() -> None:
     assert answer.error["message"].endswith("start it with --reranking")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat%2Fcompletions",
+        "/v1/%63hat/completions",
+        "/%76%31/chat/completions",
+        "/v1/chat/completions/",
+        "/v1//chat/completions",
+        "/v1/./chat/completions",
+        "/v1/x/../chat/completions",
+        "/v1/chat/completions;x",
+        "/v1/chat/completions%00",
+        "/V1/chat/completions",
+    ],
+)
+def test_no_other_spelling_of_a_route_gets_past_the_queue(path: str) -> None:
+    """Admission and the limits of keys know a route by one spelling."""
+    script = Script(content=WHOLE)
+    answer = ask(gate_around(script), path, HELLO)
+    assert (answer.status, answer.error["code"]) == (404, "no_route")
+    assert script.asked == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sleep",
+        "/wake_up",
+        "/reset_prefix_cache",
+        "/collective_rpc",
+        "/server_info",
+        "/start_profile",
+        "/load",
+        "/invocations",
+        "/scale_elastic_ep",
+        "/inference/v1/generate",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/v1/chat/completions/render",
+        "/v1/responses/resp_1/cancel",
+    ],
+)
+def test_what_else_an_engines_application_has_is_no_route(path: str) -> None:
+    """Whatever VLLM_SERVER_DEV_MODE and its like open in there."""
+    script = Script(content=WHOLE)
+    assert ask(gate_around(script), path, HELLO).status == 404
+    assert script.asked == []
+
+
 def test_the_wrong_method_is_a_405() -> None:
     answer = ask(gate_around(Script()), CHAT, method="PUT")
     assert answer.status == 405
@@ -109,6 +160,41 @@ def test_what_a_browsers_form_can_send_is_a_415(kind: str) -> None:
 def test_what_is_no_clean_json_object_is_a_400(raw: bytes) -> None:
     answer = ask(gate_around(Script(content=WHOLE)), CHAT, raw=raw)
     assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("raw", [b"1e400", b"-1e0400", b"1" + b"0" * 20, b"-1" + b"0" * 20])
+@pytest.mark.parametrize(
+    ("field", "param"), [(b'"user": %b', "user"), (b'"vllm_xargs": {"a": [%b]}', "vllm_xargs")]
+)
+def test_no_number_beyond_64_bits_or_beyond_any_float_reaches_an_engine(
+    raw: bytes, field: bytes, param: str
+) -> None:
+    """vLLM cannot pass such a number to its engine, and never forgets the request."""
+    body = b'{"messages": [{"role": "user", "content": "a"}], ' + field % raw + b"}"
+    script = Script(content=WHOLE)
+    answer = ask(gate_around(script), CHAT, raw=body)
+    assert (answer.status, answer.error["param"]) == (400, param)
+    assert script.asked == []
+
+
+@pytest.mark.parametrize("number", [(1 << 64) - 1, -(1 << 63), 1.5e308, 1e-400])
+def test_a_number_that_fits_is_let_through(number: float) -> None:
+    text = "12345678901234567890123 1e999"
+    body = HELLO | {"vllm_xargs": {"a": number}, "user": text}
+    assert ask(gate_around(Script(content=WHOLE)), CHAT, body).status == 200
+
+
+def test_a_compressed_body_is_not_unpacked() -> None:
+    raw = gzip.compress(json.dumps(HELLO).encode())
+    headers = {"content-encoding": "gzip"}
+    assert ask(gate_around(Script(content=WHOLE)), CHAT, raw=raw, headers=headers).status == 400
+
+
+def test_of_a_name_that_stands_twice_the_engine_reads_what_was_checked() -> None:
+    script = Script(content=WHOLE)
+    raw = json.dumps(HELLO).encode()[:-1] + b', "n": 1000000, "n": 2}'
+    assert ask(gate_around(script), CHAT, raw=raw).status == 200
+    assert script.asked == [HELLO | {"n": 2}]
 
 
 def test_a_surrogate_pair_is_a_character() -> None:
@@ -208,6 +294,14 @@ def test_the_text_of_an_engines_failure_stays_here() -> None:
     assert b"secret" not in answer.body
 
 
+def test_no_browser_may_guess_what_an_answer_is() -> None:
+    for script in (Script(content=WHOLE), Script(400, VLLMS), Script(events=[TOKEN, LAST, DONE])):
+        answer = ask(gate_around(script), CHAT, HELLO | {"stream": bool(script.events)})
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    for path in ("/livez", "/pool", "/nowhere"):
+        assert make_client().get(path).headers["X-Content-Type-Options"] == "nosniff"
+
+
 def test_an_exception_of_the_application_is_a_500_that_tells_nothing() -> None:
     answer = ask(gate_around(Script(raises=ValueError("/secret/path"))), CHAT, HELLO)
     assert answer.status == 500
@@ -280,6 +374,17 @@ def test_refused_requests_are_counted_as_what_they_were_answered() -> None:
     ask(gate, "/v1/nowhere", {})
     assert totals.requests() == {(CHAT, 400): 1, ("/v1/other", 404): 1}
     assert totals.generated_tokens == 0
+
+
+def test_only_generations_are_measured() -> None:
+    totals = PoolTotals(1)[0]
+    able = replace(ABLE, fields=ABLE.fields | {"/tokenize": frozenset({"prompt"})})
+    gate = gate_around(Script(content=WHOLE), totals=totals, able=able)
+    ask(gate, "/tokenize", {"prompt": "a"})
+    ask(gate, "/v1/models", method="GET")
+    assert sum(totals.observations("request_duration_seconds").counts) == 0
+    ask(gate, CHAT, HELLO)
+    assert sum(totals.observations("request_duration_seconds").counts) == 1
 
 
 def test_a_request_holds_a_slot_for_each_of_its_sequences() -> None:

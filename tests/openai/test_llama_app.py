@@ -264,11 +264,36 @@ def test_documents_are_ranked_side_by_side_in_slots_of_their_own(run: Run) -> No
 
     (status, answer), server = run(scenario)
     assert status == 200
-    assert [result["index"] for result in answer["results"]] == [0, 1, 2]
+    assert len(answer["results"]) == 3
     assert answer["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
     assert [asked["documents"] for asked in server.asked] == [["a"], ["b"], ["c"]]
     assert set(server.paths) == {"/v1/rerank"}
     assert server.most_running == 2  # as many as there are slots
+
+
+@pytest.mark.parametrize(("top_n", "expected"), [(None, [1, 2, 0]), (2, [1, 2])])
+def test_the_best_document_comes_first(run: Run, top_n: int | None, expected: list[int]) -> None:
+    """Where one engine ranks all of them; a pool's gate merges what many have said."""
+
+    async def scenario(made: Stage) -> Any:
+        made.server.script_of = lambda asked: ranked(len(asked["documents"][0]))
+        fields = {"query": "q", "documents": ["a", "aaa", "aa"], "top_n": top_n}
+        return (await made.client().ask("/v1/rerank", **fields))[1]
+
+    answer = run(scenario)
+    assert [result["index"] for result in answer["results"]] == expected
+    assert answer["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
+
+
+def test_documents_of_equal_scores_keep_their_order(run: Run) -> None:
+    """llama.cpp's own rounding differs from slot to slot, so no pair of equal documents of a real
+    model is sure to have equal scores."""
+
+    async def scenario(made: Stage) -> Any:
+        made.server.script = ranked(0.5)
+        return await made.client().ask("/v1/rerank", query="q", documents=["a", "b", "c"])
+
+    assert [result["index"] for result in run(scenario)[1]["results"]] == [0, 1, 2]
 
 
 def test_every_document_shows_that_the_engine_lives(run: Run) -> None:

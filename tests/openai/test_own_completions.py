@@ -194,7 +194,7 @@ def test_stream_tells_usage_if_it_is_asked_to(api: Api) -> None:
         ({"prompt": ["a", ""]}, "prompt[1]"),
         ({"prompt": "a", "min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"prompt": "a", "structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
-        ({"prompt": "a", "structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
+        ({"prompt": "a", "structured_outputs": {"structural_tag": "{}"}}, "structured_outputs"),
         (
             {"prompt": "a", "response_format": {"type": "json_object"}, "ignore_eos": True},
             "ignore_eos",

@@ -37,6 +37,7 @@ class Client:
             "type": "http",
             "method": "POST",
             "path": PATH,
+            "raw_path": PATH.encode(),
             "headers": [(b"content-type", b"application/json")],
             "state": {},
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +25,13 @@ from tests.server.engines import engine_pool
 pytestmark = [pytest.mark.server, pytest.mark.quiet, pytest.mark.model, pytest.mark.timeout(600)]
 
 LONG = {"instances": "Once upon a time", "params": {"max_tokens": 400, "ignore_eos": True}}
+STREAM = {
+    "prompt": "Once upon a time",
+    "max_tokens": 400,
+    "temperature": 0,
+    "ignore_eos": True,
+    "stream": True,
+}
 NAMES = {"vllm": "VLLM::EngineCor", "llama_cpp": "gpupool-llama"}
 
 
@@ -37,6 +45,10 @@ class Death:
     last_error: str = ""
     sockets: int = 0
     """Folders and files of sockets, when the new worker's engine answers."""
+    stream: bytes = b""
+    """What a stream of /v1 got that ran beside it."""
+    shared: frozenset[str] = frozenset()
+    """What is in /dev/shm then and was not when the pool's life began."""
 
 
 class Life:
@@ -52,18 +64,23 @@ class Life:
 
     def live(self) -> None:
         """Every death once; the pool that was killed while loading is started again."""
+        before = shared_memory()
         with ExitStack() as self._stack:
             self._open()
             answer = self._strike("stopped engine", signal.SIGSTOP)
             self.deaths["stopped engine"].answer = answer.result(240)
             self.deaths["stopped engine"].sockets = self._count_sockets()
-            self._strike("killed engine", signal.SIGKILL)
+            with self._pool.send("/v1/completions", STREAM) as client:
+                began = client.recv(1 << 16)
+                self._strike("killed engine", signal.SIGKILL)
+                self.deaths["killed engine"].stream = began + read_all(client)
             self._kill_worker_while_loading()
             self._await_loading()
             self._kill_all("all while loading")
             self._open()
             self._ask()
             self._kill_all("all while running")
+            self.deaths["all while running"].shared = shared_memory() - before
 
     def _open(self) -> None:
         env = {"TMPDIR": str(self._temporary)}
@@ -138,13 +155,26 @@ class Life:
         self._pool.process.wait(5)
 
 
+def read_all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(1 << 16), b""))
+
+
 def seconds_until_gone(pids: list[int]) -> float:
     began = time.monotonic()
     wait_until(lambda: not any(map(is_alive, pids)), 10, "the end of every process")
     return time.monotonic() - began
 
 
-@pytest.fixture(scope="module", params=NAMES, name="deaths")
+def shared_memory() -> frozenset[str]:
+    """The blocks and semaphores that Python's multiprocessing made."""
+    return frozenset(n for n in os.listdir("/dev/shm") if n.startswith(("psm_", "sem.mp-")))
+
+
+# The life of vLLM takes three minutes.
+ENGINES = [pytest.param("vllm", marks=pytest.mark.slow), "llama_cpp"]
+
+
+@pytest.fixture(scope="module", params=ENGINES, name="deaths")
 def _deaths(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Death]:
@@ -177,12 +207,23 @@ def test_the_end_of_an_engines_process_is_told(deaths: dict[str, Death]) -> None
     assert "SIGKILL" in deaths["killed engine"].last_error
 
 
+def test_a_stream_of_a_killed_engine_ends_with_an_error(deaths: dict[str, Death]) -> None:
+    told = deaths["killed engine"].stream
+    assert told.startswith(b"HTTP/1.1 200")
+    assert b'data: {"error"' in told
+    assert b"[DONE]" not in told
+
+
 def test_a_killed_engines_worker_is_replaced(deaths: dict[str, Death]) -> None:
     assert deaths["killed engine"].replaced_s < 5
 
 
 def test_a_lost_engine_leaves_no_sockets(deaths: dict[str, Death]) -> None:
     assert deaths["stopped engine"].sockets == 1
+
+
+def test_a_lost_engine_leaves_no_shared_memory(deaths: dict[str, Death]) -> None:
+    assert not deaths["all while running"].shared
 
 
 @pytest.mark.parametrize("name", ["worker while loading", "all while loading", "all while running"])

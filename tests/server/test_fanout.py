@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
+import itertools
 import json
 import os
+import resource
 import signal
 import time
 from collections import Counter
@@ -76,9 +79,7 @@ def test_one_slow_item_does_not_idle_its_worker(pool: Pool) -> None:
 def test_a_single_request_need_not_wait_for_the_end_of_a_batch(pool: Pool) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         batch = threads.submit(ask, pool, ["batch"] * 300, 5)
-        wait_until(
-            lambda: sum(worker["inflight"] for worker in pool.workers()) >= 12, 5, "a full pool"
-        )
+        wait_until(lambda: all(w["inflight"] >= 4 for w in pool.workers()), 5, "a full pool")
         asked = time.monotonic()
         assert pool.infer("single", max_tokens=6) == ["single"]
         waited_s = time.monotonic() - asked
@@ -89,9 +90,7 @@ def test_a_single_request_need_not_wait_for_the_end_of_a_batch(pool: Pool) -> No
 def test_two_batches_at_once_both_go_on(pool: Pool) -> None:
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         large = threads.submit(ask, pool, ["large"] * 300, 5)
-        wait_until(
-            lambda: sum(worker["inflight"] for worker in pool.workers()) >= 12, 5, "a full pool"
-        )
+        wait_until(lambda: all(w["inflight"] >= 4 for w in pool.workers()), 5, "a full pool")
         small = threads.submit(ask, pool, ["small"] * 9, 5)
         assert [answer["text"] for answer in small.result()] == ["small"] * 9
         assert not large.done()
@@ -103,6 +102,35 @@ def test_a_client_that_leaves_ends_its_batch_everywhere(pool: Pool) -> None:
     wait_until(lambda: all(w["inflight"] >= 4 for w in pool.workers()), 5, "a full pool")
     client.close()
     wait_until(lambda: idle(pool), 0.5 + 0.2, "the end of the batch")
+
+
+@contextlib.contextmanager
+def few_free_files(pid: int, count: int) -> Iterator[None]:
+    """A running process can open so many more, whatever numbers are free."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = (number for number in itertools.count() if number not in taken)
+    limit = next(itertools.islice(free, count, None))
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("num_free", [0, 1, 2])
+def test_a_worker_without_free_files_takes_no_part_and_lives(pool: Pool, num_free: int) -> None:
+    """It cannot even take a lane, or not what a lane needs."""
+    prompts = [f"{i:02}" for i in range(60)]
+    with Client(pool) as client:
+        wait_until(lambda: idle(pool), 5, "an idle pool")
+        poor = next(w for w in pool.workers() if w["pid"] != client.worker["pid"])
+        with few_free_files(poor["pid"], num_free):
+            answers = client.ask(prompts, 3)
+        assert [answer["text"] for answer in answers] == [(text * 2)[:3] for text in prompts]
+        assert is_alive(poor["pid"])
+    wait_until(lambda: idle(pool), 5, "free slots")
+    assert poor["pid"] in [worker["pid"] for worker in pool.workers()]
 
 
 class Client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.pool import SCRIPTED, Pool
+from tests.pool import SCRIPTED, Pool, wait_until
 from tests.server.bodies import raw_bodies, shorten
 from tests.server.engines import NAMES
+from tests.server.hostile import cases
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(3600)]
 
@@ -42,12 +43,14 @@ def schemas(pool: Pool) -> dict[str, Any]:
     }
 
 
-def ask(connection: http.client.HTTPConnection, path: str, raw: bytes) -> None:
+def ask(
+    connection: http.client.HTTPConnection, path: str, raw: bytes, forgiven: Sequence[int] = ()
+) -> None:
     """Fails unless the answer is one, or a mistake of the client's in the one shape."""
     connection.request("POST", path, raw, {"Content-Type": "application/json"})
     response = connection.getresponse()
     content = response.read()
-    assert response.status < 500, (path, raw, content)
+    assert response.status < 500 or response.status in forgiven, (path, raw, content)
     if response.status >= 400:
         assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
 
@@ -58,7 +61,7 @@ def memory(pool: Pool) -> int:
 
 @pytest.mark.parametrize("count", NUM_CASES)
 def test_nothing_that_is_sent_is_our_fault(pool: Pool, count: int) -> None:
-    cases = st.one_of(
+    bodies = st.one_of(
         [st.tuples(st.just(path), raw_bodies(schema)) for path, schema in schemas(pool).items()]
     )
     worker = pool.workers()[0]["pid"]
@@ -72,7 +75,7 @@ def test_nothing_that_is_sent_is_our_fault(pool: Pool, count: int) -> None:
                 derandomize=count < 10_000,
                 suppress_health_check=list(HealthCheck),
             )
-            chosen(given(cases)(lambda case: ask(connection, *case)))()
+            chosen(given(bodies)(lambda case: ask(connection, *case)))()
 
         send(count // 4)  # whatever is imported, made or made larger on first use
         before = memory(pool)
@@ -90,7 +93,7 @@ def test_no_real_engine_fails_by_what_is_sent(
     engine: str, shared_pool: Callable[[str], Pool]
 ) -> None:
     pool = shared_pool(engine)
-    cases = st.one_of(
+    bodies = st.one_of(
         [st.tuples(st.just(path), raw_bodies(schema)) for path, schema in schemas(pool).items()]
     )
     worker = pool.workers()[0]["pid"]
@@ -102,11 +105,30 @@ def test_no_real_engine_fails_by_what_is_sent(
             database=None,
             suppress_health_check=list(HealthCheck),
         )
-        @given(cases)
+        @given(bodies)
         def send(case: tuple[str, bytes]) -> None:
             ask(connection, case[0], shorten(*case))
 
         send()
+    assert pool.workers()[0]["pid"] == worker
+    assert "Paris" in pool.infer("The capital of France is", temperature=0, max_tokens=12)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("engine", NAMES)
+def test_no_real_engine_fails_by_what_is_meant_to_hurt(
+    engine: str, shared_pool: Callable[[str], Pool]
+) -> None:
+    """vLLM alone finds out in its engine, and tells nobody, that it cannot compile a format."""
+    pool = shared_pool(engine)
+    worker = pool.workers()[0]["pid"]
+    for path, body in cases():
+        forgiven = (500,) if engine == "vllm" and "structured_outputs" in body else ()
+        # A connection each: one that a failure closes must not fail the next.
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", pool.port, 120)) as client:
+            ask(client, path, json.dumps(body).encode(), forgiven)
+    wait_until(lambda: pool.workers()[0]["running"] == 0, 60, "an idle worker")
     assert pool.workers()[0]["pid"] == worker
     assert "Paris" in pool.infer("The capital of France is", temperature=0, max_tokens=12)[0]
 

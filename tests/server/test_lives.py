@@ -218,6 +218,23 @@ def test_log_files_are_opened_again(tmp_path: Path) -> None:
         wait_until(lambda: "died" in log.read_text(), 10, "a line in it")
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_log_files_that_cannot_be_opened_again_end_nothing(tmp_path: Path, number: int) -> None:
+    folder, moved = tmp_path / "logs", tmp_path / "moved"
+    folder.mkdir()
+    env = {"GUNICORN_CMD_ARGS": f"--error-logfile {folder}/pool.txt"}
+    with Pool(tmp_path, *SCRIPTED, env=env) as pool:
+        pool.wait_ready()
+        folder.rename(moved)
+        pool.process.send_signal(number)
+        line = "the log files stay open as they are"
+        wait_until(lambda: line in (moved / "pool.txt").read_text(), 5, "the line")
+        pool.process.send_signal(signal.SIGWINCH)
+        hint = "SIGWINCH does nothing"
+        wait_until(lambda: hint in (moved / "pool.txt").read_text(), 5, "a line after it")
+        assert pool.infer("abc", max_tokens=3) == ["abc"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_after_the_end_nothing_lives_and_a_restart_works_at_once(
     tmp_path: Path, number: int

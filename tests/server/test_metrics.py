@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gpupool.capabilities import FEATURES
 from tests.machine import fake_machine, uuid_of
 from tests.pool import SCRIPTED, Pool, wait_until
 from tests.scrape import Samples, scrape, total
@@ -153,6 +154,16 @@ def test_the_answers_of_every_worker_are_in_every_scrape(pool: Pool) -> None:
         for slot in "01":
             assert total(samples, "gpupool_worker_state", worker=slot, state="ready") == 1
             assert total(samples, "gpupool_worker_memory_bytes", worker=slot) > 1 << 20
+
+
+def test_the_status_has_every_number_of_every_worker(pool: Pool) -> None:
+    status = pool.get("/pool")[1]
+    names = "slot pid state gpus phase inflight waiting served restarts last_error memory_bytes"
+    assert [worker["slot"] for worker in status["workers"]] == [0, 1]
+    for worker in status["workers"]:
+        assert set(names.split()) <= worker.keys()
+        assert worker["pid"] in pool.pids()
+    assert status["capabilities"].keys() == FEATURES.keys()
 
 
 def test_what_each_workers_engine_tells_is_in_every_scrape(tmp_path: Path) -> None:

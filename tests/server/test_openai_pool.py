@@ -116,6 +116,11 @@ def test_with_a_full_room_the_next_is_told_at_once(pool: Pool) -> None:
     assert [read(client)[0] for client in clients] == [200] * 11
 
 
+def test_no_spelling_gets_past_a_full_room(pool: Pool) -> None:
+    for path in ("/v1/%63ompletions", "/%761/completions", "//v1/completions"):
+        assert pool.post(path, body_of("ab"))[0] == 404
+
+
 def test_the_prompts_of_a_list_run_on_all_workers(pool: Pool) -> None:
     prompts = [f"{index:02}" for index in range(30)]
     with concurrent.futures.ThreadPoolExecutor(1) as threads:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import Commands
 from tests.machine import fake_machine
 from tests.pool import ROOT, clean_environment, free_port, is_alive, wait_until
 
@@ -29,6 +30,7 @@ COMMANDS = [
 
 def test_every_command_of_the_readme_has_a_test() -> None:
     tested = ("make demo", "make test", "curl ", "pip install '.[vllm]'", "bash start_gunicorn.sh ")
+    tested += ("gpupool ",)
     assert [command for command in COMMANDS if not command.startswith(tested)] == []
 
 
@@ -73,6 +75,30 @@ def test_make_demo_answers_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     wait_until(lambda: not any(is_alive(p.pid) for p in tree), 5, "the end of every process")
 
 
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(180)
+def test_the_commands_run_the_demo_file_from_its_start_to_its_end(tmp_path: Path) -> None:
+    demo = (ROOT / "examples" / "demo.yaml").read_text()
+    for port in (5002, 5003):
+        demo = demo.replace(str(port), str(free_port()))
+    with Commands(tmp_path) as gpupool:
+        gpupool.file.write_text(demo)
+        outputs = {}
+        for command in COMMANDS:
+            if command.startswith("gpupool "):
+                _, *words = shlex.split(command.replace("examples/demo.yaml", str(gpupool.file)))
+                if words[0] == "query":
+                    words += ["--temperature", "0", "--max_tokens", "4"]
+                done = gpupool(*words)
+                assert done.returncode == 0, (command, done.stdout, done.stderr)
+                outputs[words[0]] = done.stdout
+    assert outputs["status"].count(": ready 1 of 1") == 2
+    assert outputs["query"].strip()
+    assert "small: restarted" in outputs["restart"]
+    assert sorted(outputs["stop"].splitlines()) == ["other: stopped", "small: stopped"]
+
+
 @pytest.mark.model
 @pytest.mark.timeout(120)
 def test_where_gpus_are_the_demo_says_how_to_use_them(tmp_path: Path) -> None:
@@ -96,6 +122,7 @@ def test_where_gpus_are_the_demo_says_how_to_use_them(tmp_path: Path) -> None:
     assert "bash start_gunicorn.sh --model_name" in lines[1]
 
 
+@pytest.mark.timeout(180)
 def test_the_start_lines_get_as_far_as_the_model(tmp_path: Path) -> None:
     lines = [command for command in COMMANDS if command.startswith("bash start_gunicorn.sh")]
     assert len(lines) == 2
@@ -109,7 +136,7 @@ def test_the_start_lines_get_as_far_as_the_model(tmp_path: Path) -> None:
                 env=env | {"PORT": str(free_port())},
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=120,
                 check=False,
             )
             model = shlex.split(line)[shlex.split(line).index("--model_name") + 1]

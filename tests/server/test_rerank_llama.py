@@ -68,10 +68,10 @@ def test_a_document_has_the_same_score_alone_and_among_others(pool: Pool) -> Non
     assert max(alone) - min(alone) > 0.1
 
 
-def test_equal_documents_have_equal_scores_in_their_order(pool: Pool) -> None:
-    results = rerank(pool, [DOCUMENTS[3]] * 2)["results"]
-    assert [result["index"] for result in results] == [0, 1]
-    assert results[0]["relevance_score"] == results[1]["relevance_score"]
+def test_equal_documents_have_equal_scores(pool: Pool) -> None:
+    """Up to rounding: they may be computed in different slots of one batch."""
+    one, other = scores(rerank(pool, [DOCUMENTS[3]] * 2))
+    assert one == pytest.approx(other, abs=2e-3)
 
 
 def test_a_score_is_of_query_and_document(pool: Pool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import resource
 import signal
 import socket
@@ -90,6 +91,48 @@ def test_at_the_limit_of_connections_the_oldest_idle_one_makes_room(
         assert clients[0].sock.recv(1) == b""
         clients[-1].request("GET", "/livez")
         assert clients[-1].getresponse().status == 200
+
+
+def test_a_connection_that_makes_room_may_just_have_become_readable(tmp_path: Path) -> None:
+    """One turn of the loop has both: a new connection, for which the oldest idle one is closed,
+    and the first bytes of that one."""
+    with Pool(tmp_path, *SCRIPTED, "--threads", "8", limit_files=320) as pool:
+        pid = pool.wait_ready().workers()[0]["pid"]
+        clients = [socket.create_connection(("127.0.0.1", pool.port)) for _ in range(70)]
+        clients[0].settimeout(5)
+        assert clients[0].recv(1) == b""  # the limit is reached
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5, "its stop")
+        clients.append(socket.create_connection(("127.0.0.1", pool.port)))
+        for client in clients[1:20]:
+            with contextlib.suppress(OSError):  # some are closed already
+                client.sendall(b"GET /livez HTTP/1.1\r\n")
+        os.kill(pid, signal.SIGCONT)
+        assert pool.infer("abc", max_tokens=3) == ["abc"]
+        for client in clients:
+            client.close()
+        assert pool.workers()[0]["pid"] == pid
+
+
+def test_connections_that_siblings_hand_over_do_not_go_beyond_the_limit(tmp_path: Path) -> None:
+    """Else the worker would run out of files, of which it needs some for other things."""
+    flags = (*SCRIPTED, "--threads", "8", "--workers", "2")
+    with Pool(tmp_path, *flags, limit_files=320) as pool, contextlib.ExitStack() as opened:
+        leaving, staying = (worker["pid"] for worker in pool.wait_ready(workers=2).workers())
+        for taker, other in ((leaving, staying), (staying, leaving)):
+            os.kill(other, signal.SIGSTOP)
+            for _ in range(50):
+                opened.enter_context(socket.create_connection(("127.0.0.1", pool.port)))
+            wait_until(lambda pid=taker: num_connections(pid) >= 50, 5, "fifty connections")
+            os.kill(other, signal.SIGCONT)
+        os.kill(leaving, signal.SIGTERM)
+        wait_until(lambda: not is_alive(leaving), 10, "the end of the one that leaves")
+        assert 50 < num_connections(staying) <= 64
+
+
+def num_connections(pid: int) -> int:
+    found = psutil.Process(pid).net_connections("tcp")
+    return sum(connection.status == psutil.CONN_ESTABLISHED for connection in found)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ class Answer:
         self.prompt_tokens = _number(usage, "prompt_tokens", "input_tokens")
         self.generated_tokens = _number(usage, "completion_tokens", "output_tokens")
         self._call.num_tokens = self.prompt_tokens + self.generated_tokens
+        self._call.num_prompt_tokens = self.prompt_tokens
 
 
 def _number(usage: dict[str, Any], *names: str) -> int:

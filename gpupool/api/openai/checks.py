@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpupool.api.openai.content import check_messages, check_texts
+from gpupool.api.openai.content import (
+    MAX_TEXTS,
+    RENDERED,
+    check_length,
+    check_media,
+    check_messages,
+    check_texts,
+)
+from gpupool.api.openai.extras import check_extra
 from gpupool.api.openai.grammars import check_grammars, check_tools
 from gpupool.api.openai.routes import Route
 from gpupool.api.values import (
@@ -57,10 +65,12 @@ REFUSED = {
     "chat_template": "a chat template is a program; the operator sets it when the pool is started",
     "prompt_embeds": "embeddings as prompts are tensors from a client; send text or token ids",
     "kv_transfer_params": "the workers of a pool do not exchange KV caches",
+    "ec_transfer_params": "the workers of a pool do not exchange what they have computed",
     "background": "a response is answered on the connection that asks for it",
     "previous_response_id": "responses are not kept; send the whole conversation in `input`",
 }
 NEUTRAL = (None, False)
+MORE_RENDERED: dict[str, tuple[str, ...]] = {"chat": ("documents",), "responses": ("input",)}
 REQUIRED = {"chat": "messages", "completion": "prompt", "responses": "input", "embedding": "input"}
 
 
@@ -100,12 +110,21 @@ def check(route: Route, body: Body, able: Able) -> Ask:
             _check_value(route, name, value, able)
     _check_together(route, body, able)
     if "messages" in body:
-        check_messages(body["messages"], able.model.context_tokens, by_url=able.media_by_url)
+        check_messages(body["messages"])
+    check_length(body, RENDERED + MORE_RENDERED.get(route.kind, ()), able.model.context_tokens)
+    check_media(body, by_url=able.media_by_url)
     num_texts = check_texts(body, able.model) if route.kind != "chat" else 1
     check_grammars(body)
     check_tools(body)
+    num_sequences = num_texts * (body.get("n") or 1)
+    if body.get("stream") and num_sequences > MAX_TEXTS:
+        raise BadRequest(
+            f"{num_texts} prompts with n={body['n']} are {num_sequences} streams; a request may "
+            f"have {MAX_TEXTS}",
+            param="n",
+        )
     return Ask(
-        num_sequences=num_texts * (body.get("n") or 1),
+        num_sequences=num_sequences,
         stream=bool(body.get("stream")),
         wants_usage=bool((body.get("stream_options") or {}).get("include_usage")),
     )
@@ -154,8 +173,8 @@ def _check_value(route: Route, name: str, value: Any, able: Able) -> None:
         check_token_ids(value, features, model)
     elif name == "logit_bias":
         check_bias(value, features, model)
-    elif name == "stream_options" and not isinstance(value, dict):
-        raise BadRequest(f"stream_options is {show(value)}; send an object", param=name)
+    else:
+        check_extra(name, value, model)
 
 
 def _check_flag(name: str, value: Any) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from gpupool.access import CLIENT_LEFT, AccessLog
 from gpupool.api import cors
-from gpupool.api.json_body import read_object, refuse_half_pairs
+from gpupool.api.json_body import read_object, refuse_half_pairs, refuse_large_numbers
 from gpupool.api.openai.answer import Answer
 from gpupool.api.openai.checks import Ask, Body, check
 from gpupool.api.openai.inner import Behind, read_part, run
@@ -37,7 +38,7 @@ from gpupool.exchange import Message, Receive, Send
 from gpupool.fanout import Fanout
 from gpupool.keys import KeyRing
 from gpupool.request_id import accept
-from gpupool.totals import Totals
+from gpupool.totals import GENERATING_ROUTES, Totals, label_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ class Gate:
         *,
         max_body_bytes: int,
         cors_origins: Collection[str] = (),
+        access: AccessLog | None = None,
     ) -> None:
+        self._access = access or AccessLog()
         self._behind = behind
         self._keys = keys
         self._totals = totals
@@ -74,20 +77,29 @@ class Gate:
         headers = dict(scope["headers"])
         given_id = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = accept(given_id)
-        clock = RequestClock(self._totals, began)
+        clock = call.clock = RequestClock(self._totals, began)
         answer = Answer(send, request_id, call, is_dead=self._behind.is_dead)
         origin = headers.get(b"origin", b"").decode("latin-1")
         answer.headers = cors.allowing(origin, self._cors_origins)
+        has_left = False
         try:
             await self._answer(scope, headers, receive, answer, clock, call)
         except Moved:
             raise
         except RequestError as error:
+            has_left = call.is_gone and not answer.is_complete
             await answer.fail(error)
         except Exception as error:
             log.exception("unexpected error on %s request=%s", scope["path"], request_id)
             await answer.fail(error)
+        except asyncio.CancelledError:
+            if call.is_gone:
+                self._access.write(call, scope["path"], CLIENT_LEFT, request_id)
+            raise
         self._count(scope["path"], answer, began)
+        has_left = has_left or (call.is_gone and not answer.is_complete)
+        status = CLIENT_LEFT if has_left else answer.status
+        self._access.write(call, scope["path"], status, request_id)
 
     async def _answer(
         self,
@@ -104,26 +116,27 @@ class Gate:
             _require_method(scope, "GET")
             await answer.give(describe_models(path, self._behind.able, self._since))
             return
-        route = self._route(path)
+        route = self._route(scope["raw_path"].decode("latin-1"))
         _require_method(scope, "POST")
         _require_json(headers)
         raw = await self._read(receive)
         body = read_object(raw)
         refuse_half_pairs(raw, body)
         ask = check(route, body, self._behind.able)
+        refuse_large_numbers(raw, body)
         parts = split(route, body, ask)
         if parts and self._fanout is not None:
-            await answer.give(await self._spread(route, parts, clock, call))
+            await answer.give(await self._spread(route, body, parts, clock, call))
             return
         call.hold_slots(ask.num_sequences)
         answer.clock = clock.start_sequence()
         answer.keeps_usage = ask.wants_usage
         body = _with_usage(route, body, ask)
-        await run(self._behind, scope["path"], body, answer.request_id, receive, answer.send)
+        await run(self._behind, route.path, body, answer.request_id, receive, answer.send)
         self._move_if_dead(answer, call)
 
     async def _spread(
-        self, route: Route, parts: Sequence[Body], clock: RequestClock, call: Call
+        self, route: Route, body: Body, parts: Sequence[Body], clock: RequestClock, call: Call
     ) -> dict[str, Any]:
         """Every part on whichever worker has a slot for it."""
         assert self._fanout is not None
@@ -131,9 +144,10 @@ class Gate:
         results = await asyncio.get_running_loop().run_in_executor(
             self._coordinators, self._fanout.run, jobs, call, clock
         )
-        return merge(route, [read_part(result.outcome) for result in results])
+        return merge(route, body, [read_part(result.outcome) for result in results])
 
     def _route(self, path: str) -> Route:
+        """By the very spelling by which admission and the limits of keys know it."""
         route = find(path)
         if route is None:
             raise NotFound(f"no such route: {path[:200]}", code="no_route")
@@ -170,9 +184,10 @@ class Gate:
 
     def _count(self, path: str, answer: Answer, began: float) -> None:
         """Once, when the answer is decided."""
-        self._totals.request(path, answer.status)
+        label = label_of(path)
+        self._totals.request(label, answer.status)
         self._totals.tokens(prompt=answer.prompt_tokens, generated=answer.generated_tokens)
-        if answer.status == 200:
+        if answer.status == 200 and label in GENERATING_ROUTES:
             self._totals.observe("request_duration_seconds", time.monotonic() - began)
 
 

@@ -19,6 +19,23 @@ MAX_REGEX_CHARS = 1 << 10
 MAX_GRAMMAR_CHARS = 16 << 10
 MAX_CHOICES = 1024
 MAX_TOOLS = 128
+MAX_REPEATS = 256
+"""Of `?`, `*`, `+` and `{}` in a pattern or grammar. What llama.cpp and xgrammar need for a row of
+them grows with the square of their number, or faster: some thousand take hours."""
+REPEAT = re.compile(r"[?*+{]")
+UNFINISHED = re.compile(r"(?<!\\)(\\\\)*\\$")
+RANGE = re.compile(r"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
+LEASTS = ("minItems", "minProperties", "minLength")
+MAX_LEAST = 4096
+BOUNDS = (
+    ("minLength", "maxLength"),
+    ("minItems", "maxItems"),
+    ("minProperties", "maxProperties"),
+    ("minimum", "maximum"),
+    ("exclusiveMinimum", "exclusiveMaximum"),
+    ("minimum", "exclusiveMaximum"),
+    ("exclusiveMinimum", "maximum"),
+)
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 FORMATS = ("text", "json_object", "json_schema", "structural_tag")
@@ -28,8 +45,10 @@ def check_grammars(body: dict[str, Any]) -> None:
     """Everything by which a body restricts the text."""
     _check_response_format(body.get("response_format"), "response_format")
     text = body.get("text")
-    if isinstance(text, dict):
-        _check_text_format(text.get("format"))
+    output = body.get("output_config")  # as /v1/messages has it
+    for holder in (text, output):
+        if isinstance(holder, dict):
+            _check_text_format(holder.get("format"))
     structured = body.get("structured_outputs")
     if structured is not None:
         if not isinstance(structured, dict):
@@ -39,7 +58,7 @@ def check_grammars(body: dict[str, Any]) -> None:
             )
         _check_structured(structured)
     if body.get("grammar") is not None:
-        _check_text("grammar", body["grammar"], MAX_GRAMMAR_CHARS)
+        _check_pattern("grammar", body["grammar"], MAX_GRAMMAR_CHARS)
     if body.get("json_schema") is not None:
         check_schema("json_schema", body["json_schema"])
 
@@ -63,13 +82,13 @@ def _check_response_format(given: Any, param: str) -> None:
     elif "schema" in given:
         check_schema(f"{param}.schema", given["schema"])
     else:
-        _check_size(param, given)
+        check_schema(param, given)  # a structural tag has schemas and patterns within
 
 
 def _check_text_format(given: Any) -> None:
-    """As /v1/responses has it."""
+    """As /v1/responses and /v1/messages have it."""
     if isinstance(given, dict) and given.get("schema") is not None:
-        check_schema("text.format.schema", given["schema"])
+        check_schema("format.schema", given["schema"])
 
 
 def _check_structured(given: dict[str, Any]) -> None:
@@ -80,10 +99,15 @@ def _check_structured(given: dict[str, Any]) -> None:
             continue
         if name == "json":
             check_schema(param, _parse(param, value) if isinstance(value, str) else value)
-        elif name == "regex":
-            _check_text(param, value, MAX_REGEX_CHARS)
-        elif name in ("grammar", "structural_tag"):
+        elif name in ("regex", "whitespace_pattern"):
+            _check_pattern(param, value, MAX_REGEX_CHARS)
+            if UNFINISHED.search(value):
+                raise BadRequest(f"{param} ends within an escape sequence", param=param)
+        elif name == "grammar":
+            _check_pattern(param, value, MAX_GRAMMAR_CHARS)
+        elif name == "structural_tag":
             _check_text(param, value, MAX_GRAMMAR_CHARS)
+            check_schema(param, _parse(param, value))
         elif name == "choice":
             _check_choices(param, value)
 
@@ -99,6 +123,18 @@ def _check_text(param: str, value: Any, max_chars: int) -> None:
         raise BadRequest(f"{param} is {show(value)}; it must be a string", param=param)
     if len(value) > max_chars:
         raise BadRequest(f"{param} has more than {max_chars} characters", param=param)
+
+
+def _check_pattern(param: str, value: Any, max_chars: int) -> None:
+    """A regular expression, or a grammar."""
+    _check_text(param, value, max_chars)
+    if len(REPEAT.findall(value)) > MAX_REPEATS:
+        raise BadRequest(f"{param} repeats more than {MAX_REPEATS} times", param=param)
+    for low, high in RANGE.findall(value):
+        if len(low.lstrip("0")) > 9 or len(high.lstrip("0")) > 9 or int(low) > int(high):
+            raise BadRequest(
+                f"{param} has the range {show(f'{low},{high}')}, which cannot be", param=param
+            )
 
 
 def _parse(param: str, text: str) -> Any:
@@ -120,8 +156,46 @@ def check_schema(param: str, schema: Any) -> None:
             raise BadRequest(
                 f"{param} is nested more than {MAX_SCHEMA_DEPTH} levels deep", param=param
             )
-        if isinstance(value, dict) and isinstance(value.get("pattern"), str):
-            _check_text(f"{param} pattern", value["pattern"] or "^", MAX_REGEX_CHARS)
+        if isinstance(value, dict):
+            _check_inner(param, value)
+            _check_reference(param, schema, value)
+
+
+def _check_inner(param: str, schema: dict[str, Any]) -> None:
+    """llama.cpp writes out "at least 5, up to 1" until the memory is gone, xgrammar "at least a
+    billion items", and that in the worker itself: vLLM looks at a schema there."""
+    for name in LEASTS:
+        least = schema.get(name)
+        if isinstance(least, int | float) and least > MAX_LEAST:
+            raise BadRequest(f"{param} has {name} {show(least)}, above {MAX_LEAST}", param=param)
+    if isinstance(schema.get("grammar"), str):
+        _check_pattern(f"{param} grammar", schema["grammar"] or " ", MAX_GRAMMAR_CHARS)
+    patterns = [schema.get("pattern"), *_keys_of(schema.get("patternProperties"))]
+    for pattern in patterns:
+        if isinstance(pattern, str):
+            _check_pattern(f"{param} pattern", pattern or "^", MAX_REGEX_CHARS)
+    for low, high in BOUNDS:
+        least, most = schema.get(low), schema.get(high)
+        if not (isinstance(least, int | float) and isinstance(most, int | float)):
+            continue
+        if least > most:
+            raise BadRequest(f"{param} has {low} {least} above {high} {most}", param=param)
+
+
+def _check_reference(param: str, schema: Any, inner: dict[str, Any]) -> None:
+    """One that leads back to itself, and to nothing that could be written."""
+    seen: list[str] = []
+    while isinstance(inner, dict) and isinstance(pointer := inner.get("$ref"), str):
+        if pointer in seen:
+            raise BadRequest(f"{param} has a $ref without end: {show(pointer)}", param=param)
+        seen.append(pointer)
+        inner = schema
+        for name in pointer.removeprefix("#").split("/")[1:]:
+            inner = inner.get(name, {}) if isinstance(inner, dict) else {}
+
+
+def _keys_of(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
 
 
 def _walk(value: Any, depth: int = 0) -> Iterator[tuple[int, Any]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["chat", "completion", "responses", "messages", "embedding", "pooling", "tokens"]
+Kind = Literal[
+    "chat", "completion", "responses", "messages", "embedding", "rerank", "pooling", "tokens"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,9 @@ ROUTES: dict[str, Route] = {
         Route("/v1/embeddings", "embedding", "input"),
         Route("/v1/score", "pooling"),
         Route("/score", "pooling"),
-        Route("/v1/rerank", "pooling"),
-        Route("/v2/rerank", "pooling"),
-        Route("/rerank", "pooling"),
+        Route("/v1/rerank", "rerank", "documents"),
+        Route("/v2/rerank", "rerank", "documents"),
+        Route("/rerank", "rerank", "documents"),
         Route("/pooling", "pooling"),
         Route("/classify", "pooling"),
         Route("/tokenize", "tokens"),

@@ -1,0 +1,5 @@
+"""What bites people on a machine, and what to do about it (`gpupool doctor`).
+
+Every check is a function of plain facts, so that both of its outcomes are tested; facts.py looks
+at the machine.
+"""

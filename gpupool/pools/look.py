@@ -1,0 +1,157 @@
+"""How a pool stands, asked of the pool itself (any command).
+
+A pool with keys is asked with one of its own, which is never shown. What does not answer is
+told by its process and the last line of its log.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gpupool.errors import ConfigError
+from gpupool.keys import HASHED
+from gpupool.pools.record import Record
+from gpupool.settings import Settings
+
+TIMEOUT_S = 5.0
+TAIL_BYTES = 16_384
+OF_GUNICORN = re.compile(r"\[[^\]]*\] \[\d+\] \[[A-Z]+\] ")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One pool at one moment."""
+
+    record: Record
+    state: str
+    reason: str = ""  # where no worker says it
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    infer_type: str = ""
+    reload: dict[str, Any] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves."""
+        return self.state == "ready"
+
+    @property
+    def num_slots(self) -> int:
+        """Its slices; each has two workers while one takes over from the other."""
+        return len({worker["slot"] for worker in self.workers})
+
+    @property
+    def num_ready(self) -> int:
+        """Slices with a worker that serves."""
+        return len({worker["slot"] for worker in self.workers if worker["state"] == "ready"})
+
+
+def look_at(records: Iterable[Record]) -> list[View]:
+    """All of them at the same time, so that one that hangs holds up nobody."""
+    records = list(records)
+    with ThreadPoolExecutor(max(1, len(records))) as threads:
+        return list(threads.map(look, records))
+
+
+def look(record: Record, other_key: str = "") -> View:
+    """Ask one pool; never raises. While it gets new settings, `other_key` may be the one that its
+    workers still have."""
+    if not record.is_running:
+        return View(record, "ended", last_line(record))
+    try:
+        with client(record) as asked:
+            answer = asked.get("/pool")
+            if other_key and answer.status_code == httpx.codes.UNAUTHORIZED:
+                answer = asked.get("/pool", headers=_headers(other_key))
+            found = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        return _silent(record, error)
+    except (OSError, ConfigError) as error:
+        return View(record, "unknown", str(error))
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        return View(record, "unknown", _KEYLESS)
+    if "workers" not in found:
+        return View(record, "unknown", f"{record.url}/pool answers {answer.status_code}")
+    workers = found["workers"]
+    quorum = record.settings().ready_quorum
+    return View(
+        record,
+        state_of(workers, quorum, is_stopping=record.is_stopping),
+        workers=workers,
+        infer_type=found["infer_type"],
+        reload=found.get("reload"),
+    )
+
+
+_KEYLESS = (
+    "its keys are known as hashes only, or have changed; set GPUPOOL_API_KEY to one of them to ask"
+)
+
+
+def state_of(workers: list[dict[str, Any]], quorum: int, *, is_stopping: bool = False) -> str:
+    """One word for a pool: its best workers'."""
+    states = [worker["state"] for worker in workers]
+    if is_stopping:
+        return "draining"
+    if states.count("ready") >= max(1, quorum):
+        return "ready"
+    order = ("loading", "ready", "waiting", "starting", "draining", "failed", "quarantined")
+    found = next((state for state in order if state in states), "starting")
+    return "loading" if found == "ready" else found
+
+
+def client(record: Record, timeout_s: float = TIMEOUT_S) -> httpx.Client:
+    """To ask a pool, with a key if it has any. No proxy: it is on this machine."""
+    key = os.environ.get("GPUPOOL_API_KEY", "").split(",")[0] or key_of(record.settings())
+    return httpx.Client(
+        base_url=record.url,
+        headers=_headers(key),
+        timeout=timeout_s,
+        trust_env=False,
+        verify=False,  # no TLS here, and loading the certificates takes longer than asking
+    )
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def key_of(settings: Settings) -> str:
+    """One of a pool's keys, "" where it has none that is written anywhere."""
+    if settings.api_key:
+        return settings.api_key[0]
+    if settings.api_key_file is None:
+        return ""
+    lines = Path(settings.api_key_file).read_text("ascii").splitlines()
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return next((key for key in keys if not HASHED.fullmatch(key)), "")
+
+
+def last_line(record: Record) -> str:
+    """The end of its log: a pool that ends by itself says there why."""
+    if record.is_foreground:
+        return "its log is where it was started"
+    try:
+        with (record.folder / "pool.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [OF_GUNICORN.sub("", line).strip() for line in lines]
+    said = [line.removeprefix("gpupool: error: ") for line in said if line]
+    return said[-1] if said else ""
+
+
+def _silent(record: Record, error: Exception) -> View:
+    if record.is_stopping:
+        return View(record, "draining", "answers what it has")
+    if isinstance(error, httpx.ConnectError):
+        return View(record, "starting", last_line(record))
+    return View(record, "unknown", f"{record.url}/pool does not answer ({type(error).__name__})")
