@@ -21,15 +21,15 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from gpupool import procfs
+from gpupool.process_group import kill_all_but_trackers
 
 log = logging.getLogger(__name__)
 
 MAX_FDS = 128
 FAST_POLL_S = 0.01
 SLOW_POLL_S = 0.25
-TRACKER = b"multiprocessing.resource_tracker"
 TRACKER_S = 0.3
-"""What Python's resource tracker gets to tidy up; it takes milliseconds."""
+"""What Python's resource tracker gets to tidy up behind the others; it takes milliseconds."""
 
 
 class Guardian:
@@ -150,28 +150,6 @@ def _take_over(control: socket.socket, held: list[int]) -> bool:
     return True
 
 
-def _end_all_but_trackers(pgid: int, deadline: float) -> None:
-    """An engine has its shared memory in /dev/shm, and a killed one leaves it there for ever, but
-    for the tracker, which removes it as soon as all of its clients are gone."""
-    while time.monotonic() < deadline:
-        members = procfs.group_members(pgid)
-        others = [member for member in members if not _is_tracker(member.pid)]
-        if len(others) == len(members):
-            return
-        for member in others:
-            with contextlib.suppress(OSError):  # gone meanwhile, or not ours to kill
-                os.kill(member.pid, signal.SIGKILL)
-        time.sleep(FAST_POLL_S)
-
-
-def _is_tracker(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return TRACKER in file.read()
-    except OSError:
-        return False
-
-
 def _end_group(pgid: int) -> None:
     """SIGKILL the group until none of it runs.
 
@@ -180,10 +158,26 @@ def _end_group(pgid: int) -> None:
     is not free.
     """
     started = time.monotonic()
-    _end_all_but_trackers(pgid, started + TRACKER_S)
+    _await_trackers(pgid, started)
     # Twice empty: one look can miss a child born behind it to a parent that died ahead of it.
     while procfs.group_members(pgid) or procfs.group_members(pgid):
         with contextlib.suppress(OSError):  # gone meanwhile, or not ours to kill: then wait
             os.killpg(pgid, signal.SIGKILL)
-        is_fast = time.monotonic() - started < 2
-        time.sleep(FAST_POLL_S if is_fast else SLOW_POLL_S)
+        _pause(started)
+
+
+def _await_trackers(pgid: int, started: float) -> None:
+    """End all others, and let the trackers see it."""
+    alone_since = started
+    while True:
+        num_others, num_trackers = kill_all_but_trackers(pgid)
+        if num_others:
+            alone_since = time.monotonic()
+        if not num_trackers or time.monotonic() - alone_since > TRACKER_S:
+            return
+        _pause(started)
+
+
+def _pause(started: float) -> None:
+    is_fast = time.monotonic() - started < 2
+    time.sleep(FAST_POLL_S if is_fast else SLOW_POLL_S)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -13,6 +12,7 @@ from functools import cache
 from dispatcher import GPUDispatcher
 from gpupool.backoff import Record
 from gpupool.mailbox import Mailboxes
+from gpupool.process_group import kill_all_but_trackers
 from gpupool.scoreboard import Scoreboard
 from gpupool.settings import Settings, read_settings
 from gpupool.worker import PoolWorker
@@ -83,7 +83,7 @@ def free_row(workers: Iterable[PoolWorker], scoreboard: Scoreboard, slot: int) -
 
 def note_exit(worker: PoolWorker) -> None:
     """Count a worker's end and make sure of its engine's."""
-    kill_group(worker.pid, signal.SIGKILL)
+    kill_all_but_trackers(worker.pid)
     worker.row.restarts += 1
     worker.row.pid = 0
     worker.row.enter("starting")
