@@ -226,7 +226,7 @@ class LlamaCppEngine:
         try:
             async with self._slots.hold(prompt) as slot:
                 return await work(slot)
-        except httpx.HTTPError as error:
+        except LinkBroken as error:
             # If the process is gone, all requests are about to be cancelled with its reason.
             await asyncio.sleep(EXIT_NOTICE_S)
             log.error("the connection to llama.cpp broke error=%r", error)

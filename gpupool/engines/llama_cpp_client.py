@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import httpx
 
-from gpupool.errors import EngineError
+from gpupool.engines.llama_cpp_link import LlamaLink
+from gpupool.errors import EngineError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -17,12 +18,17 @@ Json = dict[str, Any]
 
 CONNECT_TIMEOUT_S = 30.0
 TOKENIZE_TIMEOUT_S = 60.0
+COMPLETION = "/completion"
 
 
 class LlamaClient:
-    """One engine's connections. `stream`, `complete` and `get` belong to one event loop."""
+    """One engine's connections. `stream`, `complete` and `get` belong to one event loop; the first
+    two raise LinkBroken."""
 
     def __init__(self, socket_path: str, secret: str) -> None:
+        # httpx leaves a connection open for good where it is cancelled in the wrong moment, as
+        # happens to generations; so what may be cancelled goes through the link.
+        self._link = LlamaLink(socket_path, secret)
         # A new connection each: the server ends idle ones without notice, so that a request on
         # a kept one may be lost, and each kept one would hold one of its threads.
         once = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -49,22 +55,16 @@ class LlamaClient:
 
     async def complete(self, body: Json) -> Json:
         """One whole completion."""
-        return _read(await self._async.post("/completion", json=body))
+        with _refusals():
+            return await self._link.ask(COMPLETION, body)
 
     async def stream(self, body: Json) -> AsyncGenerator[Json]:
         """The events of a completion. Closing the iterator closes the connection, which stops
         the generation."""
-        asked = {**body, "stream": True}
-        async with self._async.stream("POST", "/completion", json=asked) as response:
-            if response.status_code != httpx.codes.OK:
-                await response.aread()
-                _read(response)
-            async for line in response.aiter_lines():
-                kind, _, data = line.partition(": ")
-                if kind == "data" and data != "[DONE]":
-                    yield _without_error(json.loads(data))
-                elif kind == "error":
-                    _without_error({"error": json.loads(data)})
+        with _refusals():
+            async with aclosing(self._link.events(COMPLETION, {**body, "stream": True})) as events:
+                async for event in events:
+                    yield event
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids; special tokens in the text are recognised. Any thread."""
@@ -90,5 +90,18 @@ def _without_error(answer: Json) -> Json:
     error = answer.get("error")
     if error is None:
         return answer
+    raise _refused(error)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What llama.cpp refuses here was checked by us, so it is nothing for the client to mend."""
+    try:
+        yield
+    except RequestError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: object) -> EngineError:
     log.error("llama.cpp refused a request error=%r", error)
-    raise EngineError("the engine refused this request; the server's log says why")
+    return EngineError("the engine refused this request; the server's log says why")
