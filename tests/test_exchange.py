@@ -282,6 +282,7 @@ def test_when_the_loop_ends_the_application_may_still_say_why(site: Site) -> Non
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
+            await asyncio.sleep(0.05)  # longer than whoever does not wait for it takes
             await answering(b"the engine died", status=503)(scope, receive, send)
 
     async def end_all() -> bool:
