@@ -33,6 +33,8 @@ class AccessLog:
         saw it."""
         if not self._is_on or (route in CONTROL_PATHS and status in PROBED):
             return
+        if not log.isEnabledFor(logging.INFO):
+            return
         clock = call.clock
         fields = {
             "id": request_id,

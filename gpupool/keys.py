@@ -83,8 +83,13 @@ def _digest_of(authorization: str, x_api_key: str) -> bytes:
 
 
 def read_key_file(path: Path) -> list[bytes]:
-    """Digests of the keys in a file: one a line, plain or as sha256:HEX; lines that begin with #
-    are for people. ConfigError for a file without any: it would open the pool to everybody."""
+    """Digests of the keys in a file; see `key_lines`."""
+    return [_digest(key) for key in key_lines(path)]
+
+
+def key_lines(path: Path) -> list[str]:
+    """The keys in a file: one a line, plain or as sha256:HEX; lines that begin with # are for
+    people. ConfigError for a file without any: it would open the pool to everybody."""
     try:
         lines = path.read_text("ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -93,7 +98,7 @@ def read_key_file(path: Path) -> list[bytes]:
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys:
         raise ConfigError(f"--api_key_file {str(path)!r} has no key; write one on a line")
-    return [_digest(key) for key in keys]
+    return keys
 
 
 def _digest(key: str) -> bytes:

@@ -10,16 +10,15 @@ import argparse
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 from gpupool.errors import ConfigError
 from gpupool.flags import Flag, flags
 from gpupool.gpus import read_inventory, select_visible
+from gpupool.master_command import command, with_root
 from gpupool.nearest import nearest_hint
 from gpupool.settings import env_name
 
-ROOT = Path(__file__).resolve().parent.parent
 EXIT_REFUSED = 2
 OF_A_POOL = ("per_proc_gpus", "infer_type", "cuda_visible_devices", "workers")
 """What a single instance decides itself."""
@@ -40,10 +39,7 @@ def main(infer_type: str, arguments: list[str]) -> NoReturn:
     except ConfigError as error:
         sys.stderr.write(f"gpupool: error: {error}\n")
         sys.exit(EXIT_REFUSED)
-    path = os.environ.get("PYTHONPATH")
-    environment["PYTHONPATH"] = f"{ROOT}:{path}" if path else str(ROOT)
-    command = [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn_conf.py")]
-    os.execve(sys.executable, command, os.environ | environment)
+    os.execve(sys.executable, command(), with_root(os.environ | environment))
 
 
 def make_environment(infer_type: str, arguments: list[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 TESTS_FAILED = 1  # pytest's exit code; any other means that the test did not run
+NONE_COLLECTED = 5
 NUM_COPIES = 2
 
 
@@ -80,10 +81,12 @@ def read_mutant(patch: Path) -> Mutant | None:
     return Mutant(patch, node[1]) if node and "# promise:" in text else None
 
 
-def quiet_tests() -> set[str]:
-    """The ids, without parameters, of all tests that measure time."""
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "quiet"]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+def quiet_tests(files: set[str]) -> set[str]:
+    """The ids, without parameters, of the files' tests that measure time."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "quiet", *files]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode not in (0, NONE_COLLECTED):
+        raise SystemExit(f"the tests cannot be collected:\n{done.stdout[-3000:]}{done.stderr}")
     return {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
 
 
@@ -161,7 +164,7 @@ def main(names: list[str]) -> int:
             report.add(patch.stem, "has no '# promise:' or '# test:' line")
         else:
             by_test.setdefault(mutant.node, []).append(mutant)
-    quiet = quiet_tests()
+    quiet = quiet_tests({node.partition("::")[0] for node in by_test})
     alone = {node for node in by_test if node.partition("[")[0] in quiet}
     run((group for node, group in by_test.items() if node not in alone), NUM_COPIES, report)
     run((by_test[node] for node in sorted(alone)), 1, report)

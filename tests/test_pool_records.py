@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gpupool import master_command
 from gpupool.errors import ConfigError
 from gpupool.pools import launch, run_dir
 from gpupool.pools.pool_file import Wanted, read_pool_file
@@ -188,6 +189,6 @@ def test_the_master_gets_its_settings_from_one_file(wanted: Wanted, folder: Path
 
 
 def test_a_pool_does_not_need_the_script(wanted: Wanted) -> None:
-    *_, option, configuration = launch.command()
+    *_, option, configuration = master_command.command()
     assert option == "--config"
     assert Path(configuration) == ROOT / "gunicorn_conf.py"

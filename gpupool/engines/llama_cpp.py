@@ -112,8 +112,8 @@ class LlamaCppEngine:
         report("starting llama.cpp", None)
         self._requests.start()
         child = LlamaChild(model, self._requests.end)
-        self._client = LlamaClient(child.socket_path, child.secret)
         self._link = LlamaLink(child.socket_path, child.secret)
+        self._client = LlamaClient(child.socket_path, child.secret, self._link)
         self._child = child
         # On the loop's thread, as the kernel ends the child together with the thread.
         self._requests.run(_later(child.start, params, len(self._slice.gpus)))

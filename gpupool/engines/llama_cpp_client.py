@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-CONNECT_TIMEOUT_S = 30.0
+PAGE_TIMEOUT_S = 30.0
 TOKENIZE_TIMEOUT_S = 60.0
 COMPLETION = "/completion"
 
@@ -25,10 +25,10 @@ class LlamaClient:
     """One engine's connections. `stream`, `complete` and `get` belong to one event loop; the first
     two raise LinkBroken."""
 
-    def __init__(self, socket_path: str, secret: str) -> None:
+    def __init__(self, socket_path: str, secret: str, link: LlamaLink) -> None:
         # httpx leaves a connection open for good where it is cancelled in the wrong moment, as
         # happens to generations; so what may be cancelled goes through the link.
-        self._link = LlamaLink(socket_path, secret)
+        self._link = link
         # A new connection each: the server ends idle ones without notice, so that a request on
         # a kept one may be lost, and each kept one would hold one of its threads.
         once = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -36,11 +36,9 @@ class LlamaClient:
             "base_url": "http://llama.cpp",
             "headers": {"Authorization": f"Bearer {secret}"},
         }
-        # A step may take as long as it likes: whoever watches last_progress decides.
-        patient = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
         self._async = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=socket_path, limits=once),
-            timeout=patient,
+            timeout=PAGE_TIMEOUT_S,
             **base,
         )
         self._sync = httpx.Client(
@@ -51,7 +49,7 @@ class LlamaClient:
 
     async def get(self, path: str) -> httpx.Response:
         """A small page; any status."""
-        return await self._async.get(path, timeout=CONNECT_TIMEOUT_S)
+        return await self._async.get(path)
 
     async def complete(self, body: Json) -> Json:
         """One whole completion."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpupool.errors import ConfigError
 from gpupool.layout import make_layout
+from gpupool.master_command import command
 from gpupool.pools import launch
 from gpupool.pools.pool_file import Wanted
 from gpupool.pools.record import SETTINGS, url_of, write_settings
@@ -42,7 +43,7 @@ def _describe_one(pool: Wanted) -> str:
     for key, value in pool.values.items():
         origin = "  (environment)" if key in pool.overlay else ""
         lines.append(f"  {key}: {'(not shown)' if key == SECRET else value}{origin}")
-    lines.append(f"  {shlex.join(launch.command())}")
+    lines.append(f"  {shlex.join(command())}")
     return "\n".join(lines) + "\n"
 
 

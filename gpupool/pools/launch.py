@@ -1,33 +1,26 @@
 """Starts a pool as start_gunicorn.sh does: the same gunicorn, the same configuration (`run`).
 
-Works from a checkout and from an installed package, where the script is not: what the script
-does beyond turning flags into environment is `gunicorn -c gunicorn_conf.py`, and that is here.
+What the script does beyond turning flags into environment is `gunicorn -c gunicorn_conf.py`, and
+that is master_command.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
-import sysconfig
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import NoReturn
 
+from gpupool.master_command import command, with_root
 from gpupool.pools.given import variables_of
 from gpupool.pools.pool_file import Wanted
 from gpupool.pools.record import SETTINGS, Record, identity_of, url_of, write_settings
 from gpupool.pools.run_dir import folder_of, log_of
 
 GO = b"g"
-
-
-def command() -> list[str]:
-    """What becomes the master."""
-    return [sys.executable, "-m", "gunicorn", "--config", str(_configuration())]
 
 
 def environment(wanted: Wanted, environ: Mapping[str, str]) -> dict[str, str]:
@@ -38,11 +31,7 @@ def environment(wanted: Wanted, environ: Mapping[str, str]) -> dict[str, str]:
     if (visible := wanted.settings.cuda_visible_devices) is not None:
         # Also for what an engine may look at before its worker's lease, or without one.
         kept["CUDA_VISIBLE_DEVICES"] = visible
-    root = str(_configuration().parent)
-    if root not in sysconfig.get_paths().values():
-        before = kept.get("PYTHONPATH")
-        kept["PYTHONPATH"] = f"{root}:{before}" if before else root
-    return kept
+    return with_root(kept)
 
 
 def start(wanted: Wanted) -> Record:
@@ -102,11 +91,3 @@ def _become(wanted: Wanted, variables: dict[str, str], gate: int) -> NoReturn:
         os.execve(sys.executable, command(), variables)
     finally:
         os._exit(1)
-
-
-def _configuration() -> Path:
-    """gunicorn_conf.py, wherever it was installed; found, not imported."""
-    spec = importlib.util.find_spec("gunicorn_conf")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin)

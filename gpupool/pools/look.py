@@ -11,13 +11,12 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from gpupool.errors import ConfigError
-from gpupool.keys import HASHED
+from gpupool.keys import HASHED, key_lines
 from gpupool.pools.record import Record
 from gpupool.settings import Settings
 
@@ -129,8 +128,7 @@ def key_of(settings: Settings) -> str:
         return settings.api_key[0]
     if settings.api_key_file is None:
         return ""
-    lines = Path(settings.api_key_file).read_text("ascii").splitlines()
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    keys = key_lines(settings.api_key_file)
     return next((key for key in keys if not HASHED.fullmatch(key)), "")
 
 

@@ -19,6 +19,7 @@ import yaml
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 from gpupool.pools.given import settings_of, variables_of
+from gpupool.refusal import one_line
 from gpupool.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -100,7 +101,7 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path}: {error.strerror}; give the file with -f (examples/demo.yaml is one)"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: write settings into it, as `model_name: MODEL` on a line")
     _refuse_unknown(path, "", content, FILE_KEYS)
