@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
 
 from gpupool.api.page import POLICY
-from gpupool.page import FILES, FOLDER, INDEX, PATHS
+from gpupool.page import FILES, FOLDER, INDEX, PATHS, TYPES
+from tests.browser import INSTALL_LINE, NAMES, find_browser
+from tests.pool import ROOT
 from tests.test_app import make_client
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -97,6 +100,23 @@ def test_the_files_name_only_each_other_and_parse_no_markup() -> None:
     for name in re.findall(r'(?:src|href)="page/([^"]+)"', html):
         assert name in FILES
     assert not re.search(r"\son[a-z]+=|style=|<style|<script(?! type=\"module\" src)", html)
+
+
+def test_every_kind_of_file_is_in_the_package() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert {f"*{suffix}" for suffix in TYPES} == set(package["package-data"]["gpupool.page"])
+
+
+def test_the_installation_looks_for_the_browsers_of_the_tests() -> None:
+    script = (ROOT / "requirements" / "install.sh").read_text()
+    assert f"for name in {' '.join(NAMES)}; do" in script
+    assert INSTALL_LINE in script
+
+
+def test_without_a_browser_the_tests_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(FileNotFoundError, match=INSTALL_LINE):
+        find_browser()
 
 
 def test_the_page_counts_as_one_route_and_is_not_in_the_list_of_routes() -> None:

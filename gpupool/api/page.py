@@ -58,4 +58,5 @@ def _answer(name: str) -> Response:
     found = page.FILES[name]
     answer = Response(found.content, content_type=found.content_type, headers=HEADERS)
     answer.set_etag(found.tag)
-    return answer.make_conditional(request)
+    answer.make_conditional(request)  # in place
+    return answer

@@ -54,13 +54,9 @@ async function send() {
     answer.end(running.signal.aborted ? "stopped" : "failed", error);
   }
   setRunning(null);
-  if (answer.text || !answer.hasFailed) {
-    if (isChat && asked.isConnected) {
-      messages.push({ role: "user", content: prompt }, { role: "assistant", content: answer.text });
-    }
-  } else {
-    byId("prompt").value ||= prompt; // to be sent again
-  }
+  if (!asked.isConnected) return; // cleared meanwhile
+  if (!answer.text) byId("prompt").value ||= prompt; // to be sent again
+  else if (isChat) messages.push({ role: "user", content: prompt }, { role: "assistant", content: answer.text });
 }
 
 function conversation(prompt) {
@@ -85,14 +81,13 @@ function addTurn(title, kind, text) {
   setText(turn.querySelector(".text"), text);
   byId("log-empty").hidden = true;
   byId("log").append(turn);
-  turn.scrollIntoView({ block: "nearest" });
+  byId("log").scrollTop = byId("log").scrollHeight;
   return turn;
 }
 
 // What comes of one request, and how fast.
 class Answer {
   text = "";
-  hasFailed = false;
   #turn;
   #began = performance.now();
   #first = null;
@@ -129,9 +124,8 @@ class Answer {
   }
 
   end(how, error) {
-    this.hasFailed = how === "failed";
     this.#turn.classList.remove("growing");
-    showText(this.#turn.querySelector(".trouble"), this.hasFailed ? error.message : "");
+    showText(this.#turn.querySelector(".trouble"), how === "failed" ? error.message : "");
     showText(this.#turn.querySelector(".figures"), this.#figures(how === "stopped"));
     const log = byId("log");
     log.scrollTop = log.scrollHeight;

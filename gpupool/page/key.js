@@ -39,6 +39,7 @@ function ask(message) {
       sessionStorage.setItem(NAME, given);
       byId("forget-key").hidden = false;
       dialog.close("given");
+      dispatchEvent(new Event("key"));
     };
     byId("key-cancel").onclick = () => dialog.close();
     dialog.onclose = () => {

@@ -14,6 +14,7 @@ const speeds = new Map();
 let plots = null;
 let timer = null;
 let isAsking = false;
+let isBarred = false; // the pool wants a key, and nobody gave one
 let failures = 0;
 let lastAnswer = null;
 
@@ -22,14 +23,19 @@ export function startLive(onPool) {
   plots = { speed: new Plot(byId("plot-speed")), inflight: new Plot(byId("plot-inflight")) };
   const look = async () => {
     clearTimeout(timer);
-    if (isAsking || document.hidden) return;
+    if (isAsking || document.hidden || isBarred) return;
     isAsking = true;
     const delay = await lookOnce(onPool);
     isAsking = false;
     if (delay !== null) timer = setTimeout(look, delay);
   };
   document.addEventListener("visibilitychange", look);
-  byId("give-key").addEventListener("click", look);
+  const lookAgain = () => {
+    isBarred = false;
+    look();
+  };
+  byId("give-key").addEventListener("click", lookAgain);
+  addEventListener("key", lookAgain);
   look();
 }
 
@@ -40,6 +46,7 @@ async function lookOnce(onPool) {
     pool = await askJson("pool");
   } catch (error) {
     if (error instanceof Refused && error.status === 401) {
+      isBarred = true;
       showBanner("This pool tells about itself only to those with an API key.", true);
       return null;
     }
