@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 from argparse import Namespace
+from collections.abc import Mapping
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +24,47 @@ async def mount(client: Any, args: Namespace) -> Any:
 
     tasks = await client.get_supported_tasks()
     app = build_app(args, tasks, client.vllm_config.model_config)
+    _tell_bad_formats(app)
     await init_app_state(client, app.state, args, tasks)
     # vLLM's error handler tells its server to end when the engine is dead; ours finds out itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
+
+
+def _tell_bad_formats(app: Any) -> None:
+    """vLLM's engine compiles a format when the request is there already. Where it cannot, all that
+    its API hears is that the generation failed, and it answers 500 to what is a bad request."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    from vllm.exceptions import GenerationError
+
+    async def tell(request: Request, error: GenerationError) -> JSONResponse:
+        field = restricting_field(request.state.body)
+        if field is None or error.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
+            content = {"message": str(error), "code": int(error.status_code)}
+            return JSONResponse({"error": content}, error.status_code)
+        message = (
+            f"vLLM cannot generate by this {field}: it does not compile, or no text fits it "
+            "(the server's log says what its compiler says)"
+        )
+        content = {"message": message, "param": field, "code": "invalid_grammar"}
+        return JSONResponse({"error": content}, HTTPStatus.BAD_REQUEST)
+
+    app.add_exception_handler(GenerationError, tell)
+
+
+def restricting_field(body: Mapping[str, Any]) -> str | None:
+    """By which field of a body the text must follow a format, if by any."""
+    for field in ("structured_outputs", "response_format"):
+        given = body.get(field)
+        if given and given.get("type") != "text":
+            return field
+    for field in ("text", "output_config"):  # of /v1/responses and /v1/messages
+        inner = (body.get(field) or {}).get("format") or {}
+        if inner.get("type", "text") != "text":
+            return f"{field}.format"
+    is_free = body.get("tool_choice") in (None, "auto", "none", {"type": "auto"}, {"type": "none"})
+    return None if is_free or not body.get("tools") else "tools"
 
 
 def media_by_url(args: Namespace) -> bool:
