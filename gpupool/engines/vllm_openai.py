@@ -6,12 +6,17 @@ vLLM's launcher makes the same application for its own server. Imports vLLM only
 from __future__ import annotations
 
 import inspect
+import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
+from gpupool.exchange import App, Message, Receive, Send
+
+FAILED_GENERATION = "Internal server error"
+"""The text of vLLM's GenerationError."""
 NAMED_LATER = frozenset({"request_id"})
 """Fields of vLLM's request bodies that only confuse a pool: a client's own ids may collide, and the
 header X-Request-Id is the place for them."""
@@ -24,33 +29,55 @@ async def mount(client: Any, args: Namespace) -> Any:
 
     tasks = await client.get_supported_tasks()
     app = build_app(args, tasks, client.vllm_config.model_config)
-    _tell_bad_formats(app)
     await init_app_state(client, app.state, args, tasks)
     # vLLM's error handler tells its server to end when the engine is dead; ours finds out itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
 
 
-def _tell_bad_formats(app: Any) -> None:
-    """vLLM's engine compiles a format when the request is there already. Where it cannot, all that
-    its API hears is that the generation failed, and it answers 500 to what is a bad request."""
-    from fastapi import Request
-    from fastapi.responses import JSONResponse
-    from vllm.exceptions import GenerationError
+def telling_bad_formats(app: App) -> App:
+    """vLLM's engine compiles a format when the request is there already. Where it cannot, or where
+    no token fits, all that its API hears is that the generation failed, and it answers 500 to what
+    is a bad request."""
 
-    async def tell(request: Request, error: GenerationError) -> JSONResponse:
-        field = restricting_field(request.state.body)
-        if field is None or error.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
-            content = {"message": str(error), "code": int(error.status_code)}
-            return JSONResponse({"error": content}, error.status_code)
-        message = (
-            f"vLLM cannot generate by this {field}: it does not compile, or no text fits it "
-            "(the server's log says what its compiler says)"
-        )
-        content = {"message": message, "param": field, "code": "invalid_grammar"}
-        return JSONResponse({"error": content}, HTTPStatus.BAD_REQUEST)
+    async def tell(scope: Message, receive: Receive, send: Send) -> None:
+        field = restricting_field(scope["state"]["body"])
+        if field is None:
+            await app(scope, receive, send)
+            return
+        failed: list[Message] = []
 
-    app.add_exception_handler(GenerationError, tell)
+        async def look(message: Message) -> None:
+            if failed or message.get("status") == HTTPStatus.INTERNAL_SERVER_ERROR:
+                failed.append(message)
+            else:
+                await send(message)
+
+        await app(scope, receive, look)
+        for message in _as_bad_format(failed, field) if _is_failed_generation(failed) else failed:
+            await send(message)
+
+    return tell
+
+
+def _is_failed_generation(messages: Sequence[Message]) -> bool:
+    """Whether these are vLLM's answer to a GenerationError, and not that to a dead engine."""
+    try:
+        error = json.loads(b"".join(message.get("body", b"") for message in messages))["error"]
+        return bool(error["message"] == FAILED_GENERATION)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _as_bad_format(messages: Sequence[Message], field: str) -> Iterator[Message]:
+    message = (
+        f"vLLM cannot generate by this {field}: it does not compile, or no text fits it; the "
+        "server's log has what its compiler says"
+    )
+    error = {"message": message, "param": field, "code": "invalid_grammar"}
+    body = json.dumps({"error": error}).encode()
+    yield {**messages[0], "status": HTTPStatus.BAD_REQUEST}
+    yield {"type": "http.response.body", "body": body, "more_body": False}
 
 
 def restricting_field(body: Mapping[str, Any]) -> str | None:
