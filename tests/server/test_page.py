@@ -240,8 +240,8 @@ def test_each_token_counts_once_and_as_soon_as_it_is_seen(page: Page) -> None:
     # Time in ms, tokens of whole answers, tokens seen, in flight.
     streamed = [[0, 0, 0, 1], [1000, 0, 50, 1], [2000, 0, 90, 1], [3000, 100, 100, 0]]
     assert page.evaluate(feed, streamed) == [None, 50, 40, 10]
-    unseen = [[0, 0, 0, 1], [2000, 0, 0, 1], [4000, 80, 0, 0]]
-    assert page.evaluate(feed, unseen) == [None, 0, 40]
+    unseen = [[0, 0, 0, 1], [2000, 0, 0, 1], [4000, 80, 0, 1], [5000, 80, 10, 1]]
+    assert page.evaluate(feed, unseen) == [None, 0, 40, 10]
     left = [[0, 0, 0, 1], [1000, 0, 30, 0], [2000, 20, 30, 0]]
     assert page.evaluate(feed, left) == [None, 30, 20]
     anew = [[0, 500, 900, 0], [1000, 0, 0, 0], [2000, 10, 10, 0]]
