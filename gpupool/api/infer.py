@@ -79,6 +79,7 @@ def infer() -> Response:
     results = _run(jobs, call.clock)
     generated_tokens = sum(map(_num_tokens, results))
     prompt_tokens = sum(_num_prompt_tokens(item, results) for item in items)
+    call.num_prompt_tokens = prompt_tokens
     call.num_tokens = prompt_tokens + generated_tokens
     render = _detail if detail else _plain
     answers = [render(item, results, ask) for item in items]

@@ -17,6 +17,7 @@ import httpx
 
 from gpupool.engines.saas_args import SaasArgs
 from gpupool.engines.saas_errors import HostBroken, HostGarbled, HostRefused, HostSilent
+from gpupool.engines.saas_key import silence_libraries
 
 Json = dict[str, Any]
 
@@ -61,6 +62,7 @@ class DirectClient:
 
     def __init__(self, url: str, key: str | None, args: SaasArgs) -> None:
         self._url = url
+        silence_libraries()
         self._timeout_s = args.timeout_s
         self._client = httpx.AsyncClient(
             headers=headers_of(key, args),

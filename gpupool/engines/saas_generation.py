@@ -67,6 +67,8 @@ def completion_of(content: Json, path: str, wants_logprobs: bool) -> Completion:
         text = choice["text"] if path == COMPLETIONS else choice["message"].get("content")
         logprobs = read_logprobs(choice.get("logprobs") or {}) if wants_logprobs else None
         usage = content.get("usage") or {}
+        if not isinstance(text, str | None):
+            raise TypeError(f"a text that is {type(text).__name__}")
         return Completion(
             text or "",
             (),

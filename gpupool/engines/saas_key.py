@@ -6,6 +6,7 @@ It is read after the fork, and once: a SIGHUP, which replaces the workers, reads
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,13 @@ LIKE_A_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$")
 MIN_SECRET_CHARS = 6
 PART_CHARS = 12
 """A text that has so many characters of a key in a row tells too much of it."""
+TALKATIVE = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "httpcore", "httpx", "openai")
+
+
+def silence_libraries() -> None:
+    """Let none of them log, at whatever level: they tell whole requests and answers."""
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 class Secrets:

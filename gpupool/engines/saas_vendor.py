@@ -7,7 +7,6 @@ fetch nothing by itself, log nothing, and call nobody back: what it would tell h
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -19,11 +18,10 @@ from gpupool.engines.saas_args import OPENAI, REQUEST_FIELDS, VENDOR_FIELDS, Saa
 from gpupool.engines.saas_client import Json, Reply, Stream
 from gpupool.engines.saas_errors import HostBroken, HostFailure, HostRefused, HostSilent
 from gpupool.engines.saas_fields import COMPLETIONS, EMBEDDINGS
-from gpupool.engines.saas_key import missing_key
+from gpupool.engines.saas_key import missing_key, silence_libraries
 from gpupool.errors import BadRequest, ConfigError
 from gpupool.nearest import nearest_hint
 
-LOGGERS = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "httpcore", "httpx", "openai")
 CALLBACKS = (
     "callbacks", "success_callback", "failure_callback", "input_callback", "service_callback",
     "_async_success_callback", "_async_failure_callback", "_async_input_callback",
@@ -49,8 +47,7 @@ def import_litellm() -> Any:
     litellm.telemetry = False
     for name in CALLBACKS:
         setattr(litellm, name, [])
-    for name in LOGGERS:
-        logging.getLogger(name).disabled = True
+    silence_libraries()
     return litellm
 
 

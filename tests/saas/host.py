@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -43,6 +43,7 @@ class Asked:
     body: dict[str, Any]
     key: str
     at: float
+    headers: Mapping[str, str]
 
 
 class Host:
@@ -55,6 +56,7 @@ class Host:
         self.num_left = 0
         """Requests whose client left before the answer was whole."""
         self.num_open = 0
+        self.models_status = 200
         self._plans: deque[Planned] = deque()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.host = self
@@ -98,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self._key() != KEY:
             self._send(401, {"error": {"message": f"bad key {self._key()}", "code": "invalid"}})
         else:
-            self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+            status = self.server.host.models_status
+            self._send(status, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -117,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
         return (self.headers["Authorization"] or "").removeprefix("Bearer ")
 
     def _note(self, body: dict[str, Any]) -> None:
-        self.server.host.asked.append(Asked(self.path, body, self._key(), time.monotonic()))
+        self.server.host.asked.append(
+            Asked(self.path, body, self._key(), time.monotonic(), self.headers)
+        )
 
     def _answer(self, body: dict[str, Any], planned: Planned) -> None:
         self._wait(planned.delay_s)
