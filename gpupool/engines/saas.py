@@ -145,7 +145,8 @@ class SaasEngine:
         assert self._host is not None
         path = path_of(self._args.infer_as)
         body = ask_host(path, body_of(prompt, params, path), self._args, self._name_there)
-        reply = await self._host.ask(path, body)
+        # Clients of /infer take an error for the result, and do not ask again.
+        reply = await self._host.ask(path, body, patience_s=self._settings.max_wait_s)
         self._note_progress()
         try:
             return Finished((completion_of(reply.content, path, params.logprobs is not None),))

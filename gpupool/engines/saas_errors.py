@@ -61,6 +61,11 @@ def may_be_tried_again(failure: HostFailure) -> bool:
     return isinstance(failure, HostBroken) and not isinstance(failure, HostGarbled)
 
 
+def is_full(failure: HostFailure) -> bool:
+    """Whether the host only says that it has no room now."""
+    return isinstance(failure, HostRefused) and failure.status in (429, *OVERLOADED)
+
+
 def retry_after_s(failure: HostFailure) -> float | None:
     """When the host says that it can be asked again; it may say so as a date."""
     if not isinstance(failure, HostRefused):

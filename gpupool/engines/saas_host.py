@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -16,6 +18,7 @@ from gpupool.engines.saas_errors import (
     HostRefused,
     HostSilent,
     error_of,
+    is_full,
     limits_of,
     may_be_tried_again,
     retry_after_s,
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 8.0
+MAX_DOUBLINGS = 10
 MAX_RETRY_AFTER_S = 60.0
 """Who has to wait longer is told so, and asks again himself."""
 MAX_LOGGED_CHARS = 300
@@ -42,17 +46,19 @@ class Host:
         self._max_retries = max_retries
         self._free = asyncio.Semaphore(max_parallel)
 
-    async def ask(self, path: str, body: Json) -> Reply:
-        """A whole answer, tried again where that may help; its headers are those for the client."""
+    async def ask(self, path: str, body: Json, patience_s: float = 0.0) -> Reply:
+        """A whole answer, tried again where that may help; its headers are those for the client.
+        A host that is only full is asked for at least `patience_s`, however often that is."""
         async with self._free:
-            for count in range(self._max_retries + 1):
+            until = time.monotonic() + patience_s
+            for count in itertools.count():
                 try:
                     reply = await self._client.ask(path, body)
                 except (HostRefused, HostSilent, HostBroken) as failure:
-                    await self._pause(failure, count)
+                    await self._pause(failure, count, until)
                 else:
                     return Reply(reply.content, limits_of(reply.headers, self._secrets))
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("unreachable: only an answer or an error ends the tries")
 
     @asynccontextmanager
     async def stream(self, path: str, body: Json) -> AsyncIterator[Stream]:
@@ -70,7 +76,7 @@ class Host:
         self, path: str, body: Json, stack: AsyncExitStack
     ) -> tuple[Stream, Json | None]:
         """The stream and its first piece."""
-        for count in range(self._max_retries + 1):
+        for count in itertools.count():
             trying = AsyncExitStack()
             try:
                 stream: Stream = await trying.enter_async_context(self._client.stream(path, body))
@@ -84,7 +90,7 @@ class Host:
             else:
                 stack.push_async_exit(trying)
                 return stream, first
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("unreachable: only an answer or an error ends the tries")
 
     async def _rest(self, first: Json | None, events: AsyncGenerator[Json]) -> AsyncGenerator[Json]:
         try:
@@ -98,12 +104,16 @@ class Host:
         finally:
             await events.aclose()
 
-    async def _pause(self, failure: HostFailure, count: int) -> None:
+    async def _pause(self, failure: HostFailure, count: int, until: float = 0.0) -> None:
         """Before the next try; raises the client's error if there is none."""
         told_s = retry_after_s(failure)
-        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**count) * random.uniform(0.5, 1.0)
+        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(count, MAX_DOUBLINGS)) * random.uniform(
+            0.5, 1.0
+        )
         pause_s = max(pause_s, told_s or 0.0)
-        is_last = count == self._max_retries or pause_s > MAX_RETRY_AFTER_S
+        is_last = count >= self._max_retries or pause_s > MAX_RETRY_AFTER_S
+        if is_full(failure) and time.monotonic() + pause_s < until:
+            is_last = False
         if is_last or not may_be_tried_again(failure):
             self._note(failure, f"at try {count + 1}")
             raise error_of(failure, self._secrets) from None

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from gpupool.engines.saas_args import OPENAI, REQUEST_FIELDS, VENDOR_FIELDS, SaasArgs
-from gpupool.engines.saas_client import Json, Reply, Stream
+from gpupool.engines.saas_client import Json, Reply, Stream, read_json
 from gpupool.engines.saas_errors import HostBroken, HostFailure, HostRefused, HostSilent
 from gpupool.engines.saas_fields import COMPLETIONS, EMBEDDINGS
 from gpupool.engines.saas_key import missing_key, silence_libraries
@@ -200,12 +200,18 @@ class VendorClient:
         if isinstance(error, broken) or not isinstance(status, int):
             return HostBroken(f"{type(error).__name__}: {error}")
         text = NAME_OF_THEIRS.sub("", str(error))
-        told = {"message": HINT_OF_THEIRS.sub("", text), "param": getattr(error, "param", None)}
+        told = _told(HINT_OF_THEIRS.sub("", text)) | {"param": getattr(error, "param", None)}
         if isinstance(error, exceptions.ContextWindowExceededError):
             told["code"] = "context_length_exceeded"
         found = getattr(error, "litellm_response_headers", None)
         found = found or getattr(getattr(error, "response", None), "headers", None)
         return HostRefused(status, _lower(found or {}), {"error": told})
+
+
+def _told(text: str) -> Json:
+    """Of the vendor's own body, where litellm passes that on as the text."""
+    found = read_json(text.encode()).get("error")
+    return found if isinstance(found, dict) else {"message": text}
 
 
 def _headers(answer: Any) -> Mapping[str, str]:

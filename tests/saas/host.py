@@ -57,6 +57,7 @@ class Host:
         """Requests whose client left before the answer was whole."""
         self.num_open = 0
         self.models_status = 200
+        self.key = KEY
         self._plans: deque[Planned] = deque()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.host = self
@@ -74,12 +75,12 @@ class Host:
         """For the next requests but those for the list of models."""
         self._plans.extend(planned)
 
+    def forget_plans(self) -> None:
+        """Answer well again."""
+        self._plans.clear()
+
     def next_plan(self) -> Planned:
         return self._plans.popleft() if self._plans else Planned()
-
-    def generations(self) -> list[Asked]:
-        """What came but for the list of models."""
-        return [asked for asked in self.asked if not asked.path.endswith("/models")]
 
 
 class _Server(ThreadingHTTPServer):
@@ -97,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note({})
-        if self._key() != KEY:
+        if self._key() != self.server.host.key:
             self._send(401, {"error": {"message": f"bad key {self._key()}", "code": "invalid"}})
         else:
             status = self.server.host.models_status
@@ -126,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any], planned: Planned) -> None:
         self._wait(planned.delay_s)
-        if self._key() != KEY:
+        if self._key() != self.server.host.key:
             self._send(401, {"error": {"message": f"bad key {self._key()}", "code": "invalid"}})
         elif planned.body is not None or planned.status != 200:
             self._send(planned.status, planned.body or {}, planned.headers)

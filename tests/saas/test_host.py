@@ -109,6 +109,32 @@ def test_the_host_says_at_what_time_it_is_asked_again(host: Host) -> None:
     assert when <= time.time() < when + 2
 
 
+def test_with_patience_a_full_host_is_asked_until_it_has_room(host: Host) -> None:
+    host.plan(*[Planned(429)] * 6)
+
+    async def work(asker: Asker) -> Any:
+        return (await asker.ask(CHAT, BODY, patience_s=20)).content["model"]
+
+    assert asking(host, work, "--saas.max_retries", "1")
+    assert len(host.asked) == 7
+    host.plan(*[Planned(500)] * 6)
+    with pytest.raises(HostError):
+        asking(host, work, "--saas.max_retries", "1")
+    assert len(host.asked) == 9
+
+
+def test_patience_ends(host: Host) -> None:
+    host.plan(*[Planned(503, headers={"Retry-After": "0.1"})] * 99)
+    began = time.monotonic()
+
+    async def work(asker: Asker) -> Any:
+        return await asker.ask(CHAT, BODY, patience_s=0.5)
+
+    failure(host, "--saas.max_retries", "1", work=work)
+    assert 0.2 < time.monotonic() - began < 3
+    assert 3 <= len(host.asked) <= 7
+
+
 def test_who_has_to_wait_long_is_told_so_at_once(host: Host) -> None:
     host.plan(Planned(429, headers={"Retry-After": "300", "x-ratelimit-limit-requests": "10"}))
     error = failure(host)
