@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,48 @@ def test_nothing_but_a_vendor_imports_litellm() -> None:
     code = "import sys, gpupool.engines.saas, saas_url_m; print('litellm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+ASKS = """
+import asyncio, json, sys
+seen = set()
+places = {"socket.connect": 1, "socket.getaddrinfo": 0}
+sys.addaudithook(lambda name, args: name in places and seen.add(str(args[places[name]])))
+from gpupool.engines.saas_args import parse_engine_args
+from gpupool.engines.saas_vendor import VendorClient
+
+async def ask():
+    words = ["--saas.api_type", "hosted_vllm", "--saas.base_url", sys.argv[1]]
+    client = VendorClient(parse_engine_args(words), "m", "sk-0123456789")
+    for path, body in json.loads(sys.argv[2]):
+        try:
+            if body.get("stream"):
+                async with client.stream(path, body) as found:
+                    async for _ in found.events: pass
+            else:
+                await client.ask(path, body)
+        except Exception as error:
+            print(type(error).__name__, file=sys.stderr)
+
+asyncio.run(ask())
+print(json.dumps(sorted(seen)))
+"""
+
+
+def test_nobody_but_the_host_is_asked(host: Host) -> None:
+    host.key = "sk-0123456789"
+    bodies = [
+        (CHAT, BODY),
+        (CHAT, BODY | {"stream": True}),
+        (COMPLETIONS, {"prompt": "a"}),
+        (EMBEDDINGS, {"input": "a"}),
+    ]
+    env = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "False", "LITELLM_OFFLINE_MODE": "false"}
+    command = [sys.executable, "-c", ASKS, host.url, json.dumps(bodies)]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert len(host.asked) == 4
+    assert {"127.0.0.1" in seen for seen in json.loads(done.stdout)} == {True}
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,11 @@ def _far() -> Iterator[Host]:
 @pytest.fixture(scope="module", name="pool")
 def _pool(far: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Two workers of four slots."""
-    words = ("--max_wait_s", "5", *flags(far, "--saas.max_parallel", "4", "--saas.max_retries", "1"))
+    words = (
+        "--max_wait_s",
+        "5",
+        *flags(far, "--saas.max_parallel", "4", "--saas.max_retries", "1"),
+    )
     env = KEYED | {"LITELLM_LOG": "DEBUG", "OPENAI_LOG": "debug"}
     with Pool(tmp_path_factory.mktemp("saas"), *words, env=env) as pool:
         yield pool.wait_ready(workers=2)
@@ -367,6 +371,25 @@ def test_gpus_for_a_worker_fail_the_start(host: Host) -> None:
 
 
 # Life.
+
+
+def test_a_vendor_is_asked_by_litellm(tmp_path: Path) -> None:
+    with Host() as host:
+        words = flags(host, "--saas.api_type", "hosted_vllm", workers=1)
+        with Pool(tmp_path, *words, env=KEYED | {"LITELLM_LOG": "DEBUG"}) as pool:
+            pool.wait_ready()
+            assert pool.infer(["a", "b"], n=2) == [[TEXT, TEXT]] * 2
+            host.plan(Planned(429, headers={"Retry-After": "700", "x-ratelimit-a": "1"}))
+            status, headers, raw = answer_of(pool, {"messages": USER})
+            assert (status, headers["Retry-After"], headers["x-ratelimit-a"]) == (429, "700", "1")
+            host.plan(Planned(400, {"error": {"message": f"bad {KEY}"}}))
+            assert answer_of(pool, {"messages": USER})[0] == 400
+            _, _, raw = answer_of(pool, {"messages": USER, "stream": True})
+            assert raw.endswith(b"data: [DONE]\n\n")
+            assert {one.key for one in host.asked} == {KEY}
+            assert KEY not in pool.log()
+            [worker] = pool.workers()
+            assert psutil.Process(worker["pid"]).memory_info().rss < 400 << 20
 
 
 def test_a_reload_reads_the_key_again(tmp_path: Path) -> None:
