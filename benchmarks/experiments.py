@@ -134,7 +134,8 @@ EXPERIMENTS = {
             title="Our load client against vLLM's load generator",
             text=(
                 "Whether the other sections' client tells the truth: two pools of one worker on "
-                "the same core, one asked by it, one by `vllm bench serve`, at `/v1/completions`."
+                "the same core, one asked by it, one by `vllm bench serve`, at `/v1/completions`. "
+                "The time of the latter's start does not count, its CPU does."
             ),
             contenders=_load_generator,
             comparisons=(Comparison("bench_serve", "own_client", 0.9),),

@@ -11,7 +11,8 @@ import socket
 import time
 
 from gpupool.api import may_be_refused
-from gpupool.balancer import ON_ITS_WAY, View, ask_whom, pick
+from gpupool.asking import Asking
+from gpupool.balancer import ON_ITS_WAY, View, pick
 from gpupool.call import Call
 from gpupool.connection import Connection
 from gpupool.disconnect import HangupWatcher
@@ -25,7 +26,6 @@ from gpupool.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
-ASK_AGAIN_S = 0.05
 MAX_MESSAGES_A_TURN = 64
 MAX_MOVES = 2
 RETRY_AFTER_S = 1
@@ -56,7 +56,7 @@ class Admission:
         self._transfer = transfer
         self._max_waiting = max_waiting
         self._row = scoreboard[index]
-        self._asked = 0.0
+        self._asking = Asking(index, mailboxes)
         self._suspects: set[Connection] = set()  # that run here
         self.is_settle_due = False
         self.room = Room(max_wait_s)
@@ -85,6 +85,8 @@ class Admission:
             own, siblings = self._views(is_head_waiting=True)
             choice = pick(own, siblings)
             if choice.kind == "wait" or (choice.kind == "run" and not self._may_run(conn)):
+                break
+            if choice.kind == "run" and self._asking.keeps_slot(conn.history.since, own, siblings):
                 break
             self._leave_room(conn)
             if choice.kind == "run":
@@ -236,26 +238,21 @@ class Admission:
         )
 
     def _ask(self) -> None:
-        if not self._num_waiting():
-            return  # as in most turns of the loop; cheaper than to look at everybody
-        own, siblings = self._views()
-        to = ask_whom(own, siblings)
-        if to is None or time.monotonic() - self._asked < ASK_AGAIN_S:
-            return
-        self._asked = time.monotonic()
-        free = own.slots - own.load
-        self._mailboxes.send(to, Message("ask", self._index, {"count": free}))
+        if self._num_waiting():  # in most turns of the loop nobody does; cheaper than to look
+            self._asking.ask(*self._views())
 
     def _take(self, message: Message, to: int) -> None:
         if message.kind == "request":
             self._scoreboard.note_arrived(message.sender, to, message.fields["number"])
-            self._asked = 0.0
+            self._asking.note_arrived()
             self.take_over(message)
         elif message.kind == "idle":
             conn = self._transfer.adopt(message)
             conn.intake.watch(conn)
         elif message.kind == "ask":
             self._answer_ask(message.sender, message.fields["count"])
+        elif message.kind == "nothing":
+            self._asking.note_nothing()
         elif message.kind == "metrics":
             self._host.tell_metrics(socket.socket(fileno=message.fds.pop()))
         elif message.kind == "fanout":
@@ -271,9 +268,11 @@ class Admission:
         conn.intake.read(conn)
 
     def _answer_ask(self, sender: int, count: int) -> None:
-        for _ in range(count):
+        for num_sent in range(count):
             conn = self.room.first()
             if conn is None:
+                if not num_sent:
+                    self._mailboxes.send(sender, Message("nothing", self._index))
                 return
             self._leave_room(conn)
             if not self._transfer.hand_over(conn, sender):

@@ -28,6 +28,8 @@ on average, moving one to an idler worker gains nothing."""
 LONG_RUN_S = 0.5
 """Where they take this long it costs nothing to speak of, and every lead is evened out: a worker
 with more sequences than another keeps a batch waiting for its slower steps."""
+EARLIER_S = 0.05
+"""Who waits this much longer than another goes first, wherever the two wait."""
 UNKNOWN_RUN_S = 1.0
 """What a worker that has run nothing yet expects of a request: text takes its time."""
 
@@ -106,10 +108,18 @@ def _idlest(own: View, siblings: Sequence[View]) -> View | None:
     return min(ready, key=lambda view: (view.load, view.index < own.index), default=None)
 
 
-def ask_whom(own: View, siblings: Sequence[View]) -> int | None:
+def ask_whom(own: View, siblings: Sequence[View], since: float | None = None) -> int | None:
     """From which sibling a worker with a free slot takes a waiting request: the one that waits
-    longest in the pool. None: nobody waits, or none can be taken."""
+    longest in the pool, if it waits clearly longer than the first of its own, which waits since
+    then. None: nobody does, or none can be taken."""
     if not own.is_ready or not own.has_free_slot:
         return None
     waiting = [view for view in siblings if view.waiting]
-    return min(waiting, key=lambda view: view.oldest).index if waiting else None
+    first = min(waiting, key=lambda view: view.oldest, default=None)
+    if first is None or (since is not None and not _is_worth_it(own, first, since)):
+        return None
+    return first.index
+
+
+def _is_worth_it(own: View, first: View, since: float) -> bool:
+    return own.mean_run_s >= SHORT_RUN_S and first.oldest < since - EARLIER_S

@@ -103,6 +103,24 @@ def test_the_longest_waiting_of_the_pool_is_asked_for() -> None:
     assert ask_whom(OWN, siblings) == 2
 
 
+LONG_AGO = 10.0
+WHO_IS_FIRST = {
+    "clearly later": (OWN, LONG_AGO + 0.1, 1),
+    "hardly later": (OWN, LONG_AGO + 0.04, None),
+    "earlier": (OWN, LONG_AGO - 1, None),
+    "later, but over in no time": (replace(OWN, mean_run_s=0.001), LONG_AGO + 0.1, None),
+    "later, without a slot": (replace(OWN, running=FULL), LONG_AGO + 0.1, None),
+}
+
+
+@pytest.mark.parametrize(("own", "since", "asked"), WHO_IS_FIRST.values(), ids=WHO_IS_FIRST.keys())
+def test_one_that_waits_longer_goes_before_ones_own(
+    own: View, since: float, asked: int | None
+) -> None:
+    waiting = replace(SIBLING, running=FULL, waiting=2, oldest=LONG_AGO)
+    assert ask_whom(own, [waiting], since) == asked
+
+
 @pytest.mark.parametrize("own", [replace(OWN, running=FULL), LEAVING], ids=["full", "leaving"])
 def test_who_cannot_run_asks_for_nothing(own: View) -> None:
     assert ask_whom(own, [replace(SIBLING, waiting=5)]) is None

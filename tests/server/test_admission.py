@@ -139,6 +139,30 @@ def test_more_than_the_slots_wait_and_are_answered_in_their_order(narrow: Pool) 
         assert abs(done.index(number) - number) <= 4
 
 
+def test_who_waits_longer_at_another_worker_goes_first(narrow: Pool) -> None:
+    done: list[str] = []
+
+    def note(client: Owned, name: str) -> None:
+        client.answered()
+        done.append(name)
+
+    with contextlib.ExitStack() as opened, concurrent.futures.ThreadPoolExecutor(7) as threads:
+        clients = [opened.enter_context(Owned(narrow)) for _ in range(14)]
+        there, *ours = of_one_worker(clients)
+        theirs = next(client for client in clients if client.worker != there)
+        # A worker keeps what it reads while it is as idle as the other, so the long ones run there.
+        for number, name in enumerate(["long", "short", "long", "short", "older", "old"]):
+            client = ours[number]
+            client.send("abc", max_tokens={"long": 150, "short": 50}.get(name, 3))
+            threads.submit(note, client, name)
+            wait_until(lambda n=number: total(narrow, "inflight") > n, 5, "its arrival")
+        assert narrow.workers()[there]["waiting"] == 2
+        time.sleep(0.2)
+        theirs.send("abc", max_tokens=3)
+        note(theirs, "young")
+    assert done.index("older") < done.index("young") > done.index("old")
+
+
 def test_slots_are_never_overfilled(narrow: Pool) -> None:
     with Load(narrow, 10, max_tokens=5) as load:
         wait_until(lambda: load.statuses[200] >= 20, 10, "the first answers")
