@@ -14,7 +14,9 @@ from pathlib import Path
 
 from gpupool.engines.saas_args import HOW_TO_GIVE_A_KEY, KEY_VARIABLE, SaasArgs
 from gpupool.errors import ConfigError
+from gpupool.keys import key_lines
 
+KEY_FLAG = "--saas.api_key_file"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
 LIKE_A_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$")
 MIN_SECRET_CHARS = 6
@@ -57,7 +59,7 @@ def read_key(args: SaasArgs, given: str, environ: Mapping[str, str] = os.environ
     OpenAI's variable is meant for OpenAI: another address is never sent it.
     """
     if args.api_key_file is not None:
-        return _checked(_first_line(args.api_key_file), f"--saas.api_key_file {args.api_key_file}")
+        return _checked(_only_line(args.api_key_file), f"{KEY_FLAG} {args.api_key_file}")
     if given:
         return _checked(given.strip(), KEY_VARIABLE)
     if args.base_url is None and args.api_type in (None, "openai"):
@@ -71,17 +73,10 @@ def secrets_of(key: str | None, environ: Mapping[str, str] = os.environ) -> Secr
     return Secrets(found | ({key} if key else set()))
 
 
-def _first_line(path: Path) -> str:
-    try:
-        lines = path.read_text("ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not ASCII text"
-        raise ConfigError(f"--saas.api_key_file {str(path)!r} cannot be read: {reason}") from None
-    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+def _only_line(path: Path) -> str:
+    found = key_lines(path, KEY_FLAG)
     if len(found) != 1:
-        raise ConfigError(
-            f"--saas.api_key_file {str(path)!r} has {len(found)} keys; write one on a line"
-        )
+        raise ConfigError(f"{KEY_FLAG} {str(path)!r} has {len(found)} keys; write one alone")
     return found[0]
 
 
