@@ -144,7 +144,7 @@ async def _refusal(response: httpx.Response) -> HostRefused:
 
 async def _events(response: httpx.Response) -> AsyncGenerator[Json]:
     """The pieces, until the host says that there are no more, or all choices have ended."""
-    lines = response.aiter_lines()
+    lines = _lines(response)
     running: set[int] = set()
     has_begun = False
     while True:
@@ -152,12 +152,12 @@ async def _events(response: httpx.Response) -> AsyncGenerator[Json]:
             line = await anext(lines, None)
         if line is None:
             break
-        if not line.startswith("data:"):
+        if not line.startswith(b"data:"):
             continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
             return
-        event = read_json(data.encode())
+        event = read_json(data)
         if event.get("error"):
             raise HostRefused(_status_in(event), response.headers, event)
         if not event:
@@ -170,6 +170,17 @@ async def _events(response: httpx.Response) -> AsyncGenerator[Json]:
         yield event
     if running or not has_begun:
         raise HostBroken("a stream that ended before its end")
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """Split at line feeds alone: a text may have other characters that Python ends lines at."""
+    pending = b""
+    async for piece in response.aiter_bytes():
+        *whole, pending = (pending + piece).split(b"\n")
+        for line in whole:
+            yield line
+    if pending:
+        yield pending
 
 
 def _status_in(event: Json) -> int:

@@ -52,6 +52,8 @@ class Host:
     def __init__(self, token_s: float = 0.0, num_tokens: int = 3) -> None:
         self.token_s = token_s
         self.num_tokens = num_tokens
+        self.word = "w"
+        """How each token begins, in a stream; its number follows."""
         self.asked: list[Asked] = []
         self.num_left = 0
         """Requests whose client left before the answer was whole."""
@@ -168,14 +170,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for index, event in enumerate(events_of(self.path, body, self.server.host.num_tokens)):
+        for index, event in enumerate(events_of(self.path, body, self.server.host)):
             if index == planned.num_events:
                 self.wfile.write(b"ffff\r\ndata: {" if planned.is_cut else b"0\r\n\r\n")
                 self.wfile.flush()
                 self.close_connection = True
                 return
             self._wait(self.server.host.token_s)
-            raw = b"data: " + json.dumps(event).encode() + b"\n\n"
+            raw = f"data: {json.dumps(event, ensure_ascii=False)}\r\n\r\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(raw), raw))
         self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
@@ -219,14 +221,14 @@ def _logprob(word: str, body: dict[str, Any]) -> dict[str, Any]:
     return own | {"top_logprobs": top}
 
 
-def events_of(path: str, body: dict[str, Any], num_tokens: int) -> Iterator[dict[str, Any]]:
+def events_of(path: str, body: dict[str, Any], host: Host) -> Iterator[dict[str, Any]]:
     """The same as a stream, word by word."""
     is_chat = "/chat/" in path
     kind = "chat.completion.chunk" if is_chat else "text_completion"
     common = {"id": "id-1", "created": 1, "model": body["model"], "object": kind}
-    for number in range(num_tokens):
+    for number in range(host.num_tokens):
         for index in range(body.get("n") or 1):
-            word = f"w{number} "
+            word = f"{host.word}{number} "
             part: dict[str, Any] = {"text": word}
             if is_chat:
                 part = {"delta": ({"role": "assistant"} if number == 0 else {}) | {"content": word}}

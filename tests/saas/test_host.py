@@ -217,6 +217,11 @@ def test_a_stream_that_breaks_is_never_begun_again(host: Host, is_cut: bool) -> 
     assert len(host.asked) == 1
 
 
+def test_characters_that_are_like_line_breaks_pass(host: Host) -> None:
+    host.word = "a\u2028b\x85c\u2029\r\n\x0b"
+    assert asking(host, read) == "".join(f"{host.word}{number} " for number in range(3))
+
+
 def test_a_stream_of_several_choices_has_them_all(host: Host) -> None:
     async def work(asker: Asker) -> list[int]:
         return [event["choices"][0]["index"] async for event in events(asker, n=3)]
