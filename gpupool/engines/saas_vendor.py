@@ -157,7 +157,8 @@ class VendorClient:
             prompt = asked.pop("prompt")
             if not isinstance(prompt, str):
                 raise BadRequest(
-                    "prompt must be a text: token ids mean nothing to this model's host",
+                    "prompt must be one text: this model's host takes no token ids, and in a "
+                    "stream no list",
                     param="prompt",
                 )
             if asked.pop("logprobs", None) is not None or asked.pop("suffix", None):
