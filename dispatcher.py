@@ -27,6 +27,7 @@ from gpupool.lease import PORTS_PER_LEASE, HeldNote, Lease
 from gpupool.lockdir import Busy, Locks
 from gpupool.note import Note, Trace
 from gpupool.partition import Slice, best_set, near_cpus
+from gpupool.setting_types import HOSTED
 from gpupool.settings import Settings, read_settings
 
 __all__ = ["GPUDispatcher", "Grant", "Lease"]
@@ -172,6 +173,7 @@ class GPUDispatcher:
             port_base=self._port_base(gpu_slice),
             locks=locks,
             before=before,
+            hides_gpus=self._settings.infer_type == HOSTED,
         )
 
     def _write_notes(self, lease: Lease, lock_dir: Path) -> None:

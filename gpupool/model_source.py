@@ -18,7 +18,7 @@ from filelock import FileLock
 from gpupool import kept
 from gpupool.engines.base import Report
 from gpupool.errors import ConfigError, GpupoolError
-from gpupool.setting_types import MODEL_SOURCES
+from gpupool.setting_types import HOSTED, MODEL_SOURCES
 from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ def is_elsewhere(settings: Settings) -> bool:
     name = settings.model_name
     return (
         settings.model_source == MODELSCOPE
+        and settings.infer_type != HOSTED
         and not name.startswith(("/", ".", "~"))
         and not Path(name).exists()
     )

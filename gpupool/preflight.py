@@ -21,7 +21,7 @@ from pathlib import Path
 from dispatcher import GPUDispatcher
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
-from gpupool.setting_types import AUTO_GPUS, ENGINE_NAMES
+from gpupool.setting_types import AUTO_GPUS, ENGINE_NAMES, HOSTED
 from gpupool.settings import Settings, env_name, read_settings
 
 EXIT_REFUSED = 2
@@ -101,8 +101,8 @@ def default_infer_type(dispatcher: GPUDispatcher) -> str:
 def _check_path(settings: Settings) -> None:
     """The likeliest mistake is found before an engine is imported, which takes many seconds."""
     name = settings.model_name
-    if settings.infer_type not in ("", *ENGINE_NAMES):
-        return  # an engine from outside says itself what a model is
+    if settings.infer_type not in ("", *ENGINE_NAMES) or settings.infer_type == HOSTED:
+        return  # an engine from outside says itself what a model is, and so does a host
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
         raise ConfigError(
             f"--model_name (HF_MODEL_NAME) {name!r}: no such file or folder; check the path, or "

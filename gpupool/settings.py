@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     infer_type: EngineName = Field(
         default="",
         validation_alias=_ancestor("INFER_TYPE", "infer_type"),
-        description="vllm, transformers, llama_cpp (any case) or package.module:EngineClass; "
-        "default: vllm where GPUs are, else llama_cpp",
+        description="vllm, transformers, llama_cpp, saas for a model that others host (any "
+        "case), or package.module:EngineClass; default: vllm where GPUs are, else llama_cpp",
         json_schema_extra={"metavar": "ENGINE"},
     )
     cuda_visible_devices: GpuList | None = Field(
@@ -238,6 +238,11 @@ def read_settings(**overrides: Any) -> Settings:
         raise ConfigError(explain_file(path, error)) from None
 
 
+def hosted_key() -> str:
+    """The key for the host of a hosted model, if it was given so. No setting: those are shown."""
+    return os.environ.get("GPUPOOL_SAAS_API_KEY", "")
+
+
 def asked_run_dir() -> str:
     """Where `gpupool run` keeps what it knows of its pools, if that was said."""
     return os.environ.get("GPUPOOL_RUN_DIR", "")
@@ -265,10 +270,11 @@ def refuse_unknown_variables(environ: Mapping[str, str] = os.environ) -> None:
 INTERNAL_VARIABLES = frozenset(
     {
         "GPUPOOL_CHECKED", "GPUPOOL_LEASE", "GPUPOOL_LOG_FILE", "GPUPOOL_SINGLE",
-        "GPUPOOL_RUN_DIR",
+        "GPUPOOL_RUN_DIR", "GPUPOOL_SAAS_API_KEY",
     }
 )  # fmt: skip
-"""Set by our own processes for their children, but for the last (docs/cli.md); not settings."""
+"""Set by our own processes for their children, but for the last two (docs/cli.md, docs/saas.md);
+not settings."""
 
 
 def explain_refusal(error: ValidationError) -> str:

@@ -14,7 +14,7 @@ from gpupool.settings import Settings
 from tests.pool import ROOT
 
 
-@pytest.mark.parametrize("extra", ["vllm", "transformers", "llama-cpp"])
+@pytest.mark.parametrize("extra", ["vllm", "transformers", "llama-cpp", "saas"])
 def test_the_line_is_for_the_python_that_misses_it(extra: str) -> None:
     line = install_line(extra)
     assert shlex.split(line) == ["run", sys.executable, "-m", "pip", "install", f"{ROOT}[{extra}]"]
