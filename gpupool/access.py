@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 MAX_ROUTE_CHARS = 200
 CLIENT_LEFT = 499
-PROBED = (200, 503)
+PROBED = (200, 304, 503)
 """What probes are answered with, day and night."""
 
 

@@ -11,7 +11,7 @@ from werkzeug.exceptions import NotFound as NoRoute
 
 from gpupool import request_id
 from gpupool.access import AccessLog
-from gpupool.api import cors, health, infer, metrics, openapi, pool
+from gpupool.api import cors, health, infer, metrics, openapi, page, pool
 from gpupool.api.clock import whole_at
 from gpupool.api.keys import require_key
 from gpupool.call import current_call
@@ -21,7 +21,7 @@ from gpupool.totals import GENERATING_ROUTES, PoolTotals, Totals
 
 log = logging.getLogger(__name__)
 
-OPEN_ENDPOINTS = frozenset({"health.livez", "health.readyz", "health.health"})
+OPEN_ENDPOINTS = frozenset({"health.livez", "health.readyz", "health.health", "page.file"})
 
 
 def create_app(boot: Boot) -> Flask:
@@ -36,9 +36,11 @@ def create_app(boot: Boot) -> Flask:
     app.register_blueprint(infer.blueprint)
     app.register_blueprint(metrics.blueprint)
     app.register_blueprint(openapi.blueprint)
+    app.register_blueprint(page.blueprint)
     app.register_blueprint(pool.blueprint)
     app.before_request(_answer_preflight)
     app.before_request(_begin)
+    app.before_request(page.show)
     app.before_request(_require_key)
     app.after_request(_mark)
     app.after_request(_count)

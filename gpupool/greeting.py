@@ -27,6 +27,7 @@ def greet(settings: Settings) -> None:
         " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_key or settings.api_key_file else ""
     )
     log.info("Running on %s", url)
+    log.info("look: open %s/ in a browser", url)
     log.info(
         "try: curl -s %s/infer -H 'Content-Type: application/json'%s -d '%s'",
         url,

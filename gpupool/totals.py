@@ -15,6 +15,8 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gpupool import page
+
 GENERATING_ROUTES = (
     "/infer",
     "/v1/chat/completions",
@@ -48,6 +50,7 @@ NAMES = {
     "/score": "/v1/score",
     "/rerank": "/v1/rerank",
     "/v2/rerank": "/v1/rerank",
+    **dict.fromkeys(page.PATHS, "/"),
 }
 """Other names of a route; they count as one."""
 

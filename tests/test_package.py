@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gpupool.page import FILES
 from tests.commands import Commands, scripted
 from tests.pool import ROOT
 from tests.prove import copy_tree
@@ -23,6 +24,7 @@ def test_an_installed_package_runs_a_pool_without_the_script(tmp_path: Path) -> 
     subprocess.run([*pip, "--no-build-isolation", "--target", site, source], check=True)
     assert not list(site.rglob("start_gunicorn.sh"))
     assert (site / "gpupool" / "planner" / "machines.json").exists()
+    assert {path.name for path in (site / "gpupool" / "page").glob("*.*")} >= FILES.keys()
     with Commands(tmp_path) as gpupool:
         # The tests' engine lies in the checkout; gpupool itself is found before it.
         gpupool.env["PYTHONPATH"] = f"{site}:{ROOT}"

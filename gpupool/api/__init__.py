@@ -5,8 +5,9 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from gpupool.api.openai.routes import ROUTES, is_models
+from gpupool.page import PATHS as PAGE_PATHS
 
-CONTROL_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/pool", "/"})
+CONTROL_PATHS = PAGE_PATHS | {"/livez", "/readyz", "/health", "/metrics", "/pool", "/"}
 """Answered at once, whatever the load. By these spellings only: the router knows others for the
 same route, and a generation must not get at the threads that are kept for these."""
 

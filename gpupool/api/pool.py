@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify
@@ -11,7 +13,7 @@ from gpupool import __version__, capabilities
 from gpupool.api.openai.routes import MODELS, find
 from gpupool.replica import Replica
 from gpupool.scoreboard import Scoreboard
-from gpupool.totals import served
+from gpupool.totals import Totals, served
 
 blueprint = Blueprint("pool", __name__)
 
@@ -24,30 +26,35 @@ UNKNOWN: dict[str, Any] = dict.fromkeys(
         "inflight",
         "served",
         "generated_tokens",
+        "seen_tokens",
         "restarts",
         "memory_bytes",
+        "gpu_use",
     )
 )
 
 
 @blueprint.get("/")
 def index() -> Response:
-    """What is served here, and where."""
+    """What is served here, and where. A browser is shown the page instead (`api.page`)."""
     replica: Replica = current_app.extensions["gpupool"]
     routes = {
         str(rule): sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
         for rule in current_app.url_map.iter_rules()
+        if rule.endpoint != "page.file"
     }
     if replica.front is not None:
         routes[MODELS] = ["GET"]
         routes |= {path: ["POST"] for path in sorted(replica.front.able.fields) if find(path)}
-    return jsonify(
+    answer = jsonify(
         name="gpupool",
         version=__version__,
         model=replica.settings.model_name,
         infer_type=replica.settings.infer_type,
         routes=routes,
     )
+    answer.vary.add("Accept")
+    return answer
 
 
 @blueprint.get("/pool")
@@ -92,6 +99,8 @@ def _describe(scoreboard: Scoreboard, shown: list[int], index: int) -> dict[str,
     row = scoreboard[index]
     # What ended with the slot's earlier workers counts for the one that is left.
     rows = scoreboard.rows_of(row.slot) if len(shown) == 1 else (index,)
+    totals = [scoreboard.totals[i] for i in rows]
+    use = scoreboard.vitals.read(index)
     loaded = row.state in ("ready", "draining")
     return {
         "slot": row.slot,
@@ -106,12 +115,21 @@ def _describe(scoreboard: Scoreboard, shown: list[int], index: int) -> dict[str,
         "running": row.running,
         "waiting": row.waiting,
         "inflight": row.running + row.waiting,
-        "served": served(scoreboard.totals[i] for i in rows),
-        "generated_tokens": sum(scoreboard.totals[i].generated_tokens for i in rows),
+        "served": served(totals),
+        "generated_tokens": sum(one.generated_tokens for one in totals),
+        "seen_tokens": _seen_tokens(totals),
         "restarts": sum(scoreboard[i].restarts for i in rows),
         "last_error": row.last_error,
-        "memory_bytes": scoreboard.vitals.read(index).memory_bytes,
+        "memory_bytes": use.memory_bytes,
+        "gpu_use": [asdict(gpu) for gpu in use.gpus] or None,
     }
+
+
+def _seen_tokens(totals: Iterable[Totals]) -> int:
+    """Tokens that were counted as they came, long before their answer is whole: a speed that is
+    made of whole answers stands still and jumps. The histograms have them, one value each."""
+    histograms = ("time_to_first_token_seconds", "inter_token_latency_seconds")
+    return sum(sum(one.observations(name).counts) for one in totals for name in histograms)
 
 
 def _describe_alone(replica: Replica) -> dict[str, Any]:

@@ -158,7 +158,8 @@ def test_the_answers_of_every_worker_are_in_every_scrape(pool: Pool) -> None:
 
 def test_the_status_has_every_number_of_every_worker(pool: Pool) -> None:
     status = pool.get("/pool")[1]
-    names = "slot pid state gpus phase inflight waiting served restarts last_error memory_bytes"
+    names = "slot pid state gpus phase inflight waiting served restarts last_error memory_bytes "
+    names += "generated_tokens seen_tokens gpu_use"
     assert [worker["slot"] for worker in status["workers"]] == [0, 1]
     for worker in status["workers"]:
         assert set(names.split()) <= worker.keys()

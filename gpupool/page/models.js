@@ -1,0 +1,46 @@
+// Which names the model answers to, and whether it chats.
+
+import { askJson } from "./api.js";
+import { byId, setText, showText } from "./dom.js";
+
+let known = null; // the ready workers of which the names are known
+let isAsking = false;
+
+// Called with each answer of the pool; `onModel` when the name to ask for may be another.
+export async function showModels(pool, onModel) {
+  setText(byId("served-model"), pool.model);
+  showText(byId("served-engine"), pool.infer_type);
+  document.title = `${pool.model.split("/").at(-1)} · gpupool`;
+  const ready = pool.workers.filter((worker) => worker.state === "ready").map((worker) => worker.pid);
+  const now = ready.join();
+  if (!ready.length || now === known || isAsking) return;
+  isAsking = true;
+  try {
+    const [models, index] = [await askJson("v1/models"), await askJson("")];
+    fill(models.data.map((model) => model.id));
+    offer(index.routes);
+    onModel();
+    known = now;
+  } catch {
+    // Asked again at the next look: the worker that was ready may have gone.
+  } finally {
+    isAsking = false;
+  }
+}
+
+function fill(names) {
+  const select = byId("model");
+  const chosen = select.value;
+  select.replaceChildren(...names.map((name) => new Option(name)));
+  if (names.includes(chosen)) select.value = chosen;
+}
+
+// A model without a chat template completes only.
+function offer(routes) {
+  if (!routes["/v1/models"]) return; // a worker told that has no model yet
+  const chats = "/v1/chat/completions" in routes;
+  const radio = document.querySelector("input[value=chat]");
+  radio.disabled = !chats;
+  radio.parentElement.title = chats ? "" : "This model has no chat template.";
+  if (!chats && radio.checked) document.querySelector("input[value=completion]").click();
+}
