@@ -103,5 +103,7 @@ pip_install -r "$lock"
 say "gpupool itself"
 pip_install --no-build-isolation -e .
 [[ $profile == light ]] || check_cpu_build
+# Only its tests need it, and they say so.
+[[ $profile == light ]] || bash requirements/nginx.sh || true
 stamp_of "$profile" >"$stamp"
 say "$profile environment ready: $venv"
