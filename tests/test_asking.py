@@ -93,7 +93,7 @@ def test_a_slot_does_not_stay_empty_for_a_sibling_that_says_nothing(
         assert not asked.keeps_slot(SINCE, OWN, [OLDER])
         clock.now += asking.DO_WITHOUT_S / 10
     assert counts_asked(mailboxes) == [1]
-    clock.now += asking.DO_WITHOUT_S / 10
+    clock.now += asking.DO_WITHOUT_S
     assert asked.keeps_slot(SINCE, OWN, [OLDER])
 
 

@@ -11,8 +11,9 @@ from gpupool.api.openai.checks import check
 from gpupool.api.openai.routes import ROUTES
 from gpupool.api.openapi import describe
 from gpupool.errors import RequestError
+from tests.openai.chats import GOOD, HELLO, PROMPT
 from tests.openai.client import ABLE
-from tests.openai.test_checks import COMPLETIONS_REFUSED, GOOD, HELLO, PROMPT, REFUSED
+from tests.openai.test_checks import COMPLETIONS_REFUSED, REFUSED
 from tests.test_app import make_client
 
 DOCUMENT = describe(ABLE)

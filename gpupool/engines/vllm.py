@@ -32,7 +32,7 @@ from gpupool.engines.vllm_environment import (
 )
 from gpupool.engines.vllm_ledger import Ledger, Work
 from gpupool.engines.vllm_model import check_model, has_gpus, require_vllm
-from gpupool.engines.vllm_openai import fields_of, media_by_url, mount
+from gpupool.engines.vllm_openai import fields_of, media_by_url, mount, telling_bad_formats
 from gpupool.engines.vllm_process import Family
 from gpupool.engines.vllm_request import Request
 from gpupool.errors import EngineDead
@@ -212,7 +212,8 @@ class VllmEngine:
 
     def openai(self) -> OpenAI:
         """See engines.base.SpeaksOpenAI."""
-        return OpenAI(self._openai_app, fields_of(self._openai_app), media_by_url(self.args))
+        app = self._openai_app
+        return OpenAI(telling_bad_formats(app), fields_of(app), media_by_url(self.args))
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """See engines.base.SpeaksOpenAI."""

@@ -6,10 +6,17 @@ vLLM's launcher makes the same application for its own server. Imports vLLM only
 from __future__ import annotations
 
 import inspect
+import json
 from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
+from gpupool.exchange import App, Message, Receive, Send
+
+FAILED_GENERATION = "Internal server error"
+"""The text of vLLM's GenerationError."""
 NAMED_LATER = frozenset({"request_id"})
 """Fields of vLLM's request bodies that only confuse a pool: a client's own ids may collide, and the
 header X-Request-Id is the place for them."""
@@ -26,6 +33,65 @@ async def mount(client: Any, args: Namespace) -> Any:
     # vLLM's error handler tells its server to end when the engine is dead; ours finds out itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
+
+
+def telling_bad_formats(app: App) -> App:
+    """vLLM's engine compiles a format when the request is there already. Where it cannot, or where
+    no token fits, all that its API hears is that the generation failed, and it answers 500 to what
+    is a bad request."""
+
+    async def tell(scope: Message, receive: Receive, send: Send) -> None:
+        field = restricting_field(scope["state"]["body"])
+        if field is None:
+            await app(scope, receive, send)
+            return
+        failed: list[Message] = []
+
+        async def look(message: Message) -> None:
+            if failed or message.get("status") == HTTPStatus.INTERNAL_SERVER_ERROR:
+                failed.append(message)
+            else:
+                await send(message)
+
+        await app(scope, receive, look)
+        for message in _as_bad_format(failed, field) if _is_failed_generation(failed) else failed:
+            await send(message)
+
+    return tell
+
+
+def _is_failed_generation(messages: Sequence[Message]) -> bool:
+    """Whether these are vLLM's answer to a GenerationError, and not that to a dead engine."""
+    try:
+        error = json.loads(b"".join(message.get("body", b"") for message in messages))["error"]
+        return bool(error["message"] == FAILED_GENERATION)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _as_bad_format(messages: Sequence[Message], field: str) -> Iterator[Message]:
+    message = (
+        f"vLLM cannot generate by this {field}: it does not compile, or no text fits it; the "
+        "server's log has what its compiler says"
+    )
+    error = {"message": message, "param": field, "code": "invalid_grammar"}
+    body = json.dumps({"error": error}).encode()
+    yield {**messages[0], "status": HTTPStatus.BAD_REQUEST}
+    yield {"type": "http.response.body", "body": body, "more_body": False}
+
+
+def restricting_field(body: Mapping[str, Any]) -> str | None:
+    """By which field of a body the text must follow a format, if by any."""
+    for field in ("structured_outputs", "response_format"):
+        given = body.get(field)
+        if given and given.get("type") != "text":
+            return field
+    for field in ("text", "output_config"):  # of /v1/responses and /v1/messages
+        inner = (body.get(field) or {}).get("format") or {}
+        if inner.get("type", "text") != "text":
+            return f"{field}.format"
+    is_free = body.get("tool_choice") in (None, "auto", "none", {"type": "auto"}, {"type": "none"})
+    return None if is_free or not body.get("tools") else "tools"
 
 
 def media_by_url(args: Namespace) -> bool:

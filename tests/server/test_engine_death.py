@@ -84,7 +84,9 @@ class Life:
 
     def _open(self) -> None:
         env = {"TMPDIR": str(self._temporary)}
-        self._pool = self._stack.enter_context(engine_pool(self._engine, self._folder, env=env))
+        self._pool = self._stack.enter_context(
+            engine_pool(self._engine, self._folder, env=env, is_exact=False)
+        )
         self._threads = self._stack.enter_context(ThreadPoolExecutor(1))
 
     def _count_sockets(self) -> int:

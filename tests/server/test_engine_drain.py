@@ -53,7 +53,8 @@ class Life:
 def _life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
     life = Life()
     folder = tmp_path_factory.mktemp(str(request.param))
-    with engine_pool(str(request.param), folder) as pool, ThreadPoolExecutor(8) as threads:
+    mortal = engine_pool(str(request.param), folder, is_exact=False)
+    with mortal as pool, ThreadPoolExecutor(8) as threads:
         life.pids.append(pool.workers()[0]["pid"])
         with asking(life, pool, threads):
             wait_until(lambda: len(life.answered) >= 3, 60, "the first answers")

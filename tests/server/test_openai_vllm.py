@@ -38,6 +38,17 @@ def name_of(pool: Pool) -> str:
     return str(pool.get("/v1/models")[1]["data"][0]["id"])
 
 
+@pytest.mark.parametrize("grammar", ["root ::= root", 'root ::= "a" root'])
+def test_a_grammar_without_an_end_is_never_our_failure(pool: Pool, grammar: str) -> None:
+    """By the first no token can ever come; the second is merely endless."""
+    body = {**HELLO, "max_tokens": 4, "structured_outputs": {"grammar": grammar}}
+    status, answer = pool.post(CHAT, body)
+    if grammar == "root ::= root":
+        assert (status, answer["error"]["code"]) == (400, "invalid_grammar")
+    else:
+        assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
+
+
 def test_a_response(pool: Pool, client: openai.OpenAI) -> None:
     answer = client.responses.create(
         model=name_of(pool), input="What is the capital of France?", temperature=0, store=False

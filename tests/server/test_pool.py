@@ -220,7 +220,7 @@ def test_no_spelling_of_infer_reaches_the_threads_of_the_probes(tmp_path: Path) 
         concurrent.futures.ThreadPoolExecutor(8) as threads,
     ):
         pool.wait_ready()
-        body = {"instances": "ab", "params": {"max_tokens": 100}}
+        body = {"instances": "ab", "params": {"max_tokens": 60}}
         answers = [threads.submit(pool.post, "/%69nfer", body) for _ in range(8)]
         wait_until(lambda: pool.workers()[0]["inflight"] >= 8, 10, "eight running requests")
         began = time.monotonic()
