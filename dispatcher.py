@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpupool import extras
+
+if __name__ == "__main__":
+    extras.require("gpupool.machine", "dispatcher")
+
 from gpupool import lockdir, machine, note, occupancy, procfs, remains
 from gpupool.errors import ConfigError, GpupoolError
 from gpupool.gpus import Gpu, Links, read_gpus

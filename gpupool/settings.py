@@ -20,6 +20,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from gpupool import yaml_file
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 from gpupool.refusal import explain_file, explain_setting
@@ -35,6 +36,13 @@ from gpupool.setting_types import (
     Names,
     Words,
 )
+
+
+class _YamlSource(YamlConfigSettingsSource):
+    """As pool.yaml is read: a key that is given twice is refused."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        return yaml_file.load(file_path.read_text(encoding="utf-8")) or {}
 
 
 def _ancestor(env: str, name: str) -> AliasChoices:
@@ -218,7 +226,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments over environment over YAML; no .env file, no secrets folder."""
         path = os.environ.get("GPUPOOL_CONFIG")
-        yaml = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
+        yaml = (_YamlSource(settings_cls, yaml_file=path),) if path else ()
         return (init_settings, env_settings, *yaml)
 
 
