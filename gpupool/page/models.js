@@ -8,9 +8,11 @@ let isAsking = false;
 
 // Called with each answer of the pool; `onModel` when the name to ask for may be another.
 export async function showModels(pool, onModel) {
-  setText(byId("served-model"), pool.model);
+  const file = pool.model.split("/").at(-1);
+  setText(byId("served-model"), /^[./~]/.test(pool.model) ? file : pool.model); // a path is long
+  byId("served-model").title = pool.model;
   showText(byId("served-engine"), pool.infer_type);
-  document.title = `${pool.model.split("/").at(-1)} · gpupool`;
+  document.title = `${file} · gpupool`;
   const ready = pool.workers.filter((worker) => worker.state === "ready").map((worker) => worker.pid);
   const now = ready.join();
   if (!ready.length || now === known || isAsking) return;
