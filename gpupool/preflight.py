@@ -121,9 +121,10 @@ def _check_quorum(settings: Settings, num_workers: int) -> None:
 
 
 def _warn_of_cores(settings: Settings, dispatcher: GPUDispatcher) -> str | None:
-    """Workers without GPUs compute on cores, of which each should have one at least."""
+    """Workers without GPUs compute on cores, of which each should have one at least, unless the
+    model is computed elsewhere."""
     num_workers, num_cores = len(dispatcher.slices), len(os.sched_getaffinity(0))
-    if dispatcher.gpus or num_workers <= num_cores:
+    if settings.infer_type == HOSTED or dispatcher.gpus or num_workers <= num_cores:
         return None
     return (
         f"--workers (GPUPOOL_WORKERS) is {settings.workers}, but only {num_cores} CPU core(s) are "

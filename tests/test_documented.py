@@ -35,6 +35,9 @@ RUN_BY = {
     "bash start_gunicorn.sh --model_name /models/llama-70b ": (
         "server/test_readme.py::test_the_start_lines_get_as_far_as_the_model"
     ),
+    "bash start_gunicorn.sh --model_name Qwen/Qwen2.5-72B-Instruct --infer_type saas ": (
+        "server/test_saas_pool.py::test_a_prompt_is_continued_by_the_other_pool"
+    ),
     "gpupool run -f examples/demo.yaml": DEMO,
     "gpupool status": DEMO,
     "gpupool query small ": DEMO,
@@ -71,6 +74,10 @@ NOT_RUN = {
     "bash start_gunicorn.sh --model_name meta-llama/": MODEL,
     "bash start_gunicorn.sh --model_name Qwen/Qwen2.5-7B-Instruct --per_proc_gpus 1 ": MODEL,
     "bash start_gunicorn.sh --model_name deepseek-ai/": MODEL,
+    "ANTHROPIC_API_KEY=... ": (
+        "it needs a vendor's key: server/test_saas.py::test_a_vendor_is_asked_by_litellm has a host"
+    ),
+    "install -m 600 /dev/stdin ": "it waits for a key that is typed",
     "python3 -m venv /opt": "it writes to /opt",
     "/opt/gpupool/.venv/bin/pip ": "it writes to /opt, and downloads",
     "cd ": "it changes the folder for the next line",

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from gpupool.preflight import check
+from dispatcher import GPUDispatcher
+from gpupool.preflight import _warn_of_cores, check
 from gpupool.settings import Settings
 from tests.pool import free_port
 
@@ -33,3 +34,8 @@ def test_more_workers_than_cores_are_said() -> None:
 @pytest.mark.parametrize("workers", [None, 1, len(os.sched_getaffinity(0))])
 def test_a_core_for_each_worker_is_nothing_to_speak_of(workers: int | None) -> None:
     assert warnings(workers) == ()
+
+
+def test_workers_whose_model_is_hosted_elsewhere_need_no_cores() -> None:
+    settings = Settings(model_name="M", infer_type="saas", cuda_visible_devices="", workers=999)
+    assert _warn_of_cores(settings, GPUDispatcher.for_settings(settings)) is None
