@@ -97,11 +97,10 @@ def limits_of(headers: Mapping[str, str], secrets: Secrets) -> dict[str, str]:
 def error_of(failure: HostFailure, secrets: Secrets) -> RequestError:
     """The client's error."""
     if isinstance(failure, HostSilent):
-        error: RequestError = HostError(
+        # No 504: what stands in front of several pools takes that for "send it to another".
+        return HostError(
             "the host of this model did not answer in time (--saas.timeout_s)", code="host_timeout"
         )
-        error.status = 504
-        return error
     if isinstance(failure, HostBroken):
         return HostError("the host of this model gave no answer; try again", code="host_failed")
     error = _of_status(failure, secrets)

@@ -190,16 +190,16 @@ def test_an_answer_that_is_none_is_not_asked_for_again(host: Host, body: bytes) 
 
 
 @pytest.mark.parametrize("work", [ask, read])
-def test_a_host_that_hangs_is_a_504_and_its_connection_is_closed(host: Host, work: Any) -> None:
+def test_a_host_that_hangs_is_told_and_its_connection_is_closed(host: Host, work: Any) -> None:
     host.plan(Planned(delay_s=30))
     error = failure(host, "--saas.timeout_s", "0.3", work=work)
-    assert (error.status, error.code, len(host.asked)) == (504, "host_timeout", 1)
+    assert (error.status, error.code, len(host.asked)) == (502, "host_timeout", 1)
     wait_until(lambda: host.num_left == 1, 2, "the host's client left")
 
 
-def test_a_stream_that_falls_silent_is_a_504(host: Host) -> None:
+def test_a_stream_that_falls_silent_is_told(host: Host) -> None:
     host.token_s = 30
-    assert failure(host, "--saas.timeout_s", "0.3", work=read).status == 504
+    assert failure(host, "--saas.timeout_s", "0.3", work=read).code == "host_timeout"
 
 
 @pytest.mark.parametrize("is_cut", [True, False], ids=["amid-a-chunk", "cleanly"])
