@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
+from tests.browser import browser, tab
 from tests.commands import TALKER, Commands, session_of
 from tests.demo_model import gguf_path
 from tests.documented import commands_of
@@ -97,6 +99,8 @@ def test_the_commands_run_the_demo_file_from_its_start_to_its_end(
                 done = gpupool(*words)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
             outputs[words[0]] = done.stdout
+            if words[0] == "query":
+                open_the_page(ports["small"])
             if words[0] == "run":
                 everything = [pid for name in ports for pid in session_of(gpupool.master(name))]
     assert "KV cache" in outputs["plan"]
@@ -106,6 +110,16 @@ def test_the_commands_run_the_demo_file_from_its_start_to_its_end(
     assert sorted(outputs["stop"].splitlines()) == ["other: stopped", "small: stopped"]
     assert len(everything) > 4
     assert not [pid for pid in everything if is_alive(pid)]
+
+
+def open_the_page(port: int) -> None:
+    """And ask what it has to say."""
+    with browser() as chromium, tab(chromium, f"http://127.0.0.1:{port}") as page:
+        expect(page.get_by_text("1 of 1 worker ready")).to_be_visible()
+        expect(page.locator("#model option")).not_to_have_count(0)
+        page.locator("#prompt").fill("Say hello.")
+        page.locator("#prompt").press("Enter")
+        expect(page.locator(".turn:last-of-type .figures")).to_contain_text("tokens/s")
 
 
 def restart_under_load(
