@@ -6,7 +6,7 @@ PYTEST := $(PYTHON_BIN) -m pytest
 BESIDE := $(PYTEST) --numprocesses 2 --dist loadscope --no-loadscope-reorder
 # What failed in company is judged alone: it had half a machine, and others' noise.
 ALONE := $(PYTEST) --last-failed --last-failed-no-failures none
-SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh .ci/run
+SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh requirements/nginx.sh .ci/run
 
 .DEFAULT_GOAL := help
 .PHONY: help install fmt lint type test test-fast test-long prove docs demo bench clean

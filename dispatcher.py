@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpupool import extras
+
+if __name__ == "__main__":
+    extras.require("gpupool.machine", "dispatcher")
+
 from gpupool import lockdir, machine, note, occupancy, procfs, remains
 from gpupool.errors import ConfigError, GpupoolError
 from gpupool.gpus import Gpu, Links, read_gpus
@@ -27,6 +32,7 @@ from gpupool.lease import PORTS_PER_LEASE, HeldNote, Lease
 from gpupool.lockdir import Busy, Locks
 from gpupool.note import Note, Trace
 from gpupool.partition import Slice, best_set, near_cpus
+from gpupool.setting_types import HOSTED
 from gpupool.settings import Settings, read_settings
 
 __all__ = ["GPUDispatcher", "Grant", "Lease"]
@@ -172,6 +178,7 @@ class GPUDispatcher:
             port_base=self._port_base(gpu_slice),
             locks=locks,
             before=before,
+            hides_gpus=self._settings.infer_type == HOSTED,
         )
 
     def _write_notes(self, lease: Lease, lock_dir: Path) -> None:

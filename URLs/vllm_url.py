@@ -8,7 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpupool.single import main
+from gpupool import extras
 
 if __name__ == "__main__":
+    extras.require("gpupool.single", "vllm_url")
+    from gpupool.single import main
+
     main("vllm", sys.argv[1:])

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import balance, report, rounds, streams
+from benchmarks import access, balance, report, rounds, streams
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.report import NAMES
 from tests.demo_model import model_folder
@@ -30,7 +30,7 @@ def main() -> int:
         "--rounds",
         type=int,
         help=f"default: {ROUNDS}; of each scene of {balance.NAME}: {balance.NUM_ROUNDS}, "
-        f"of {streams.NAME}: {streams.NUM_ROUNDS}",
+        f"of {streams.NAME}: {streams.NUM_ROUNDS}, of {access.NAME}: {access.NUM_ROUNDS}",
     )
     parser.add_argument("--only", choices=NAMES, help="default: all")
     parser.add_argument(
@@ -75,6 +75,10 @@ def measure(
             num_rounds = num_rounds or streams.NUM_ROUNDS
             result = streams.run(num_rounds, Path(folder), quiet_timeout_s)
             series = streams.series_of(result)
+        elif name == access.NAME:
+            num_rounds = num_rounds or access.NUM_ROUNDS
+            result = access.run(num_rounds, Path(folder), quiet_timeout_s)
+            series = [result["rounds"]]
         else:
             num_rounds = num_rounds or ROUNDS
             model_folder()

@@ -1,7 +1,7 @@
 """nginx with least_conn before one-worker stock servers, as a contender (driver).
 
-What is usually put before several servers. Its binary is found by the variable NGINX or on PATH;
-without it the contender is left out.
+What is usually put before several servers. Its binary is found by the variable NGINX, on PATH, or
+where requirements/nginx.sh unpacks one; without it the contender is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from benchmarks.contender import Start
 from benchmarks.server import running
 from benchmarks.site import Site, StepModel
 from benchmarks.stock import KEEPALIVE_S, serve_stock
-from tests.pool import free_port
+from tests.pool import ROOT, free_port
+
+PLACES = ("/usr/sbin", str(ROOT / ".cache" / "nginx" / "usr" / "sbin"))
+"""Besides PATH, where a user other than root has no sbin."""
 
 # One process, so that it knows of all connections. The limits are lifted that would make it
 # open new connections in the middle of a run.
@@ -56,7 +59,8 @@ http {{
 
 def find_nginx() -> str | None:
     """The binary, if there is one."""
-    return os.environ.get("NGINX") or shutil.which("nginx")
+    path = os.pathsep.join((os.environ.get("PATH", ""), *PLACES))
+    return os.environ.get("NGINX") or shutil.which("nginx", path=path)
 
 
 def start_nginx(num_workers: int, model: StepModel, binary: str) -> Start[Site]:

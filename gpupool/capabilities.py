@@ -24,6 +24,10 @@ ENGINES: dict[str, frozenset[str]] = {
     "vllm": frozenset(FEATURES),
     "transformers": frozenset(FEATURES),
     "llama_cpp": frozenset(FEATURES) - {"beam_search", "grammar"},
+    # What OpenAI's API has a name for. Some hosts can do less, and say so themselves.
+    "saas": frozenset(
+        {"logprobs", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"}
+    ),
 }
 
 

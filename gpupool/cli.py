@@ -14,8 +14,8 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from gpupool.errors import ConfigError
+from gpupool.refusal import ERROR, EXIT_REFUSED
 
-EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
 EXAMPLES = {
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _refuse(reason: str) -> None:
-    print(f"gpupool: error: {reason}", file=sys.stderr)
+    print(f"{ERROR}{reason}", file=sys.stderr)
     sys.exit(EXIT_REFUSED)
 
 

@@ -42,6 +42,8 @@ class RequestError(GpupoolError):
             self.retry_after_s = retry_after_s
         self.route = "unreadable"
         """For the metrics, where the request never reaches the application."""
+        self.headers: dict[str, str] = {}
+        """More of them, for the answer."""
 
 
 class BadRequest(RequestError):
@@ -110,6 +112,14 @@ class EngineError(RequestError):
     type = "engine_error"
 
 
+class HostError(RequestError):
+    """The host of a hosted model failed on this request, or refuses the pool. Also where the
+    status is 503, this worker is not to be replaced for it: hence no Unavailable."""
+
+    status = 502
+    type = "host_error"
+
+
 class EngineDead(Unavailable):
     """The engine is gone and the worker will be replaced; other replicas may answer."""
 
@@ -135,7 +145,7 @@ def render_error(error: BaseException) -> tuple[int, dict[str, str], dict[str, A
     """
     if not isinstance(error, RequestError):
         error = RequestError("internal error; the server's log has the details")
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     body = {

@@ -31,6 +31,8 @@ examples:
   start_gunicorn.sh --model_name /models/llama-70b --per_proc_gpus 4 --infer_type vllm \\
       -- --max-model-len 8192
   start_gunicorn.sh --model_name model.gguf --infer_type llama_cpp --workers 2
+  start_gunicorn.sh --model_name far-away --infer_type saas \\
+      -- --saas.base_url https://host/v1 --saas.api_key_file key
 """
 
 

@@ -81,7 +81,10 @@ class Front:
         speaks = engine.openai()
         self._spawn = engine.spawn
         able = replace(
-            self._able(speaks.fields), media_by_url=speaks.media_by_url, absent=speaks.absent
+            self._able(speaks.fields),
+            media_by_url=speaks.media_by_url,
+            absent=speaks.absent,
+            whole=speaks.whole,
         )
         if speaks.leaves is None:
             return Behind(lambda path, body: speaks.app, able, engine.is_lost)

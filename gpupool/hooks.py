@@ -14,6 +14,7 @@ from gpupool.backoff import Record
 from gpupool.mailbox import Mailboxes
 from gpupool.process_group import kill_all_but_trackers
 from gpupool.scoreboard import Scoreboard
+from gpupool.setting_types import HOSTED
 from gpupool.settings import Settings, read_settings
 from gpupool.worker import PoolWorker
 
@@ -50,7 +51,9 @@ def announce(settings: Settings, dispatcher: GPUDispatcher) -> None:
         devices = [f"GPU {gpu.index} {gpu.uuid}" for gpu in gpu_slice.gpus]
         where = ", ".join(devices) or f"CPU cores {', '.join(map(str, gpu_slice.cpus))}"
         log.info("worker %d: %s", gpu_slice.slot, where)
-    if not dispatcher.slices[0].gpus:
+    if settings.infer_type == HOSTED:
+        log.info("a hosted model: no GPU is leased")
+    elif not dispatcher.slices[0].gpus:
         log.info("no GPU here (no NVIDIA driver library): the model runs on CPU cores")
     for gpu in dispatcher.spares:
         log.info("spare: GPU %d %s (not enough for another worker)", gpu.index, gpu.uuid)

@@ -87,17 +87,18 @@ def read_key_file(path: Path) -> list[bytes]:
     return [_digest(key) for key in key_lines(path)]
 
 
-def key_lines(path: Path) -> list[str]:
+def key_lines(path: Path, flag: str = "--api_key_file") -> list[str]:
     """The keys in a file: one a line, plain or as sha256:HEX; lines that begin with # are for
-    people. ConfigError for a file without any: it would open the pool to everybody."""
+    people. ConfigError, by the flag that names the file, where there is none: it would open the
+    pool to everybody."""
     try:
         lines = path.read_text("ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not ASCII text"
-        raise ConfigError(f"--api_key_file {str(path)!r} cannot be read: {reason}") from None
+        raise ConfigError(f"{flag} {str(path)!r} cannot be read: {reason}") from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys:
-        raise ConfigError(f"--api_key_file {str(path)!r} has no key; write one on a line")
+        raise ConfigError(f"{flag} {str(path)!r} has no key; write one on a line")
     return keys
 
 

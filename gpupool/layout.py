@@ -13,7 +13,7 @@ from gpupool import lockdir
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu, Inventory, read_inventory, select_visible
 from gpupool.partition import Partition, Slice, cut, cut_cpus
-from gpupool.setting_types import AUTO_GPUS
+from gpupool.setting_types import AUTO_GPUS, HOSTED
 from gpupool.settings import Settings
 
 
@@ -35,6 +35,8 @@ def make_layout(settings: Settings) -> Layout:
             "--per_proc_gpus (PER_PROC_GPUS) is auto, which start_gunicorn.sh makes a number; "
             "give one here, or see `gpupool plan`"
         )
+    if settings.infer_type == HOSTED:
+        return _layout_of_hosted(settings)
     # Who hides all GPUs may do so because the driver is broken: then it is not even asked.
     is_hidden = settings.cuda_visible_devices in ("", "-1")
     inventory = None if is_hidden else read_inventory()
@@ -73,6 +75,16 @@ def _layout_of_cpus(settings: Settings) -> Layout:
         raise ConfigError(
             f"--per_proc_gpus (PER_PROC_GPUS) is {settings.per_proc_gpus}, but there is no GPU "
             f"to use here ({_visible(settings)}). Use 1 to run on the CPU, or make GPUs visible"
+        )
+    return Layout(slices=cut_cpus(os.sched_getaffinity(0), settings.workers or 1))
+
+
+def _layout_of_hosted(settings: Settings) -> Layout:
+    """A hosted model takes no GPU, whatever is here: the driver is not even asked."""
+    if settings.per_proc_gpus > 1:
+        raise ConfigError(
+            f"--per_proc_gpus (PER_PROC_GPUS) is {settings.per_proc_gpus}, but a hosted model "
+            "(--infer_type saas) takes no GPU; leave it out"
         )
     return Layout(slices=cut_cpus(os.sched_getaffinity(0), settings.workers or 1))
 

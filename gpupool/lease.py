@@ -47,6 +47,8 @@ class Lease:
     notes: list[HeldNote] = field(default_factory=list)
     before: tuple[Trace, ...] = ()  # dead holders that may have left processes on the GPUs
     on_release: Callable[[], None] = lambda: None
+    hides_gpus: bool = False
+    """Whether the process is to see none, though the machine may have some."""
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -76,6 +78,8 @@ class Lease:
         if self.slice.gpus:
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in self.slice.gpus)
+        if self.hides_gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = ""
         return variables
 
     def await_free(self, timeout_s: float = 60) -> None:

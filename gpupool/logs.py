@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import datetime
 from typing import Any
 
 from gunicorn.glogging import Logger
+
+from gpupool.json_lines import JsonFormatter
+from gpupool.log_pipes import real_stderr
 
 log = logging.getLogger(__name__)
 
@@ -18,33 +19,17 @@ def adopt(parent: logging.Logger) -> None:
     ours.handlers = parent.handlers
     ours.setLevel(parent.level)
     ours.propagate = False
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line. What a record has in `fields` stands beside its message, which is
-    `event` then."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Called by the handlers."""
-        when = datetime.fromtimestamp(record.created).astimezone()
-        line: dict[str, Any] = {
-            "time": when.isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "pid": record.process,
-            "message": getattr(record, "event", None) or record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+    if any(isinstance(handler.formatter, JsonFormatter) for handler in parent.handlers):
+        # Libraries that log, and Python's own warnings.
+        logging.getLogger().handlers = parent.handlers
+        logging.captureWarnings(True)
 
 
 class JsonLogger(Logger):  # type: ignore[misc]
     """gunicorn's logger, which makes the handlers, with JSON lines."""
 
     def _set_handler(self, log: Any, output: Any, fmt: Any, stream: Any = None) -> None:
-        super()._set_handler(log, output, JsonFormatter(), stream)
+        super()._set_handler(log, output, JsonFormatter(), real_stderr())
 
 
 LOGGERS = {"text": Logger, "json": JsonLogger}

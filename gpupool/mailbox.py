@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ MAX_INLINE = 16_384  # more data travels as a file in memory
 MAX_FDS = 3
 MAX_HEAD = 65_536
 BUFFER_BYTES = 1 << 20
+TELL_AGAIN_S = 60.0
 
 
 @dataclass(slots=True)
@@ -47,6 +49,8 @@ class Mailboxes:
             sending.setblocking(False)
             receiving.setblocking(False)
             sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        self._told = [float("-inf")] * count
+        self._num_untold = [0] * count
 
     def receiver(self, index: int) -> socket.socket:
         """For a poller: readable when there is a message."""
@@ -66,12 +70,22 @@ class Mailboxes:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             self._pairs[to][0].sendmsg([head, b"\n", data], rights)
         except OSError as error:
-            log.warning("cannot hand over to row=%d kind=%s: %s", to, message.kind, error)
+            self._tell(to, message.kind, error)
             return False
         finally:
             if extra >= 0:
                 os.close(extra)
         return True
+
+    def _tell(self, to: int, kind: str, error: OSError) -> None:
+        """At once, then once a minute: a sibling that hangs is asked twenty times a second."""
+        now = time.monotonic()
+        if now - self._told[to] < TELL_AGAIN_S:
+            self._num_untold[to] += 1
+            return
+        untold, self._num_untold[to], self._told[to] = self._num_untold[to], 0, now
+        more = f" ({untold} more since the last such line)" if untold else ""
+        log.warning("cannot hand over to row=%d kind=%s: %s%s", to, kind, error, more)
 
     def receive(self, index: int) -> Message | None:
         """The oldest message, or None; several processes may ask for the same mailbox."""

@@ -24,6 +24,7 @@ from gpupool.backoff import QUICK_S, Backoff
 from gpupool.gpu_guard import GpuGuard
 from gpupool.life import End, Life
 from gpupool.log_keeper import LogKeeper
+from gpupool.log_pipes import LogPipes
 from gpupool.notify import TEARDOWN_S, Notifier
 from gpupool.refused_signals import RefusedSignals
 from gpupool.reload import Edition
@@ -49,6 +50,7 @@ class PoolArbiter(RefusedSignals):
     scoreboard: Scoreboard
     notifier: Notifier
     attendants: tuple[Attendant, ...]
+    log_pipes: LogPipes | None
     backoff: Backoff
     reloader: Reloader
     lives: dict[int, Life]
@@ -156,7 +158,7 @@ class PoolArbiter(RefusedSignals):
         """Give the worker that is about to be forked its row."""
         row = hooks.free_row(self.WORKERS.values(), self.scoreboard, self._slot)
         mailboxes = hooks.shared_mailboxes(self.scoreboard.num_slots)
-        worker.claim(row, self.scoreboard, mailboxes)
+        worker.claim(row, self.scoreboard, mailboxes, self.log_pipes)
         record = self.backoff[self._slot]
         worker.row.failures = record.failures
         worker.row.not_before = record.not_before
@@ -299,9 +301,13 @@ def adopt(
         arbiter.kill_worker,
         patience_s=settings.graceful_timeout_s + TEARDOWN_S,
     )
+    arbiter.children = {}
+    arbiter.log_pipes = None
     arbiter.attendants = (arbiter.notifier, guard, LogKeeper.from_environment())
+    if settings.log_format == "json":
+        arbiter.log_pipes = LogPipes(scoreboard.num_slots, arbiter.children)
+        arbiter.attendants += (arbiter.log_pipes,)
     arbiter.backoff = Backoff(scoreboard.num_slots)
     arbiter.reloader = Reloader(arbiter, Edition(settings, arbiter.cfg, arbiter.app.app_uri))
     arbiter.lives = {}
-    arbiter.children = {}
     arbiter.is_ending = arbiter.is_reloading = False

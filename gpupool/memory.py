@@ -17,7 +17,7 @@ from gpupool.planner.arguments import Given, read_arguments
 from gpupool.planner.checkpoint import read_checkpoint
 from gpupool.planner.fit import Ask, Verdict, gib
 from gpupool.planner.option import Machine, Option
-from gpupool.setting_types import ENGINE_NAMES
+from gpupool.setting_types import ENGINE_NAMES, HOSTED
 from gpupool.settings import Settings
 
 MAX_REMEDIES = 3
@@ -29,7 +29,7 @@ def choose_gpus(settings: Settings) -> int:
     """GPUs per worker for --per_proc_gpus auto: those of the recommendation for throughput, with
     the whole context. 1 without GPUs; ConfigError where nothing fits, or nobody can tell."""
     machine = machines.here(settings.cuda_visible_devices)
-    if machine is None:
+    if machine is None or settings.infer_type == HOSTED:
         return 1
     given = read_arguments(settings.engine_args)
     asked = "--per_proc_gpus (PER_PROC_GPUS) is auto"
@@ -43,7 +43,8 @@ def choose_gpus(settings: Settings) -> int:
 
 def judge(settings: Settings, per_proc_gpus: int) -> str | None:
     """ConfigError where the model certainly does not fit; a doubt comes back as a warning."""
-    is_asked = settings.memory_plan != "off" and settings.infer_type in ENGINE_NAMES
+    has_weights = settings.infer_type in ENGINE_NAMES and settings.infer_type != HOSTED
+    is_asked = settings.memory_plan != "off" and has_weights
     if not is_asked or os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
         return None
     machine = machines.here(settings.cuda_visible_devices)

@@ -18,7 +18,8 @@ from filelock import FileLock
 from gpupool import kept
 from gpupool.engines.base import Report
 from gpupool.errors import ConfigError, GpupoolError
-from gpupool.setting_types import MODEL_SOURCES
+from gpupool.extras import install_line
+from gpupool.setting_types import HOSTED, MODEL_SOURCES
 from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def is_elsewhere(settings: Settings) -> bool:
     name = settings.model_name
     return (
         settings.model_source == MODELSCOPE
+        and settings.infer_type != HOSTED
         and not name.startswith(("/", ".", "~"))
         and not Path(name).exists()
     )
@@ -123,7 +125,7 @@ def _snapshot(model: str, **how: Any) -> Path:
     except ImportError:
         raise NotInstalled(
             "--model_source modelscope needs the package modelscope, which is not installed; "
-            "pip install 'gpupool[modelscope]', or give a local folder"
+            f"{install_line('modelscope')}, or give a local folder"
         ) from None
     try:
         return Path(snapshot_download(_repository(model), **how))

@@ -39,6 +39,8 @@ class Outgoing:
         self._send = send
         self._render = render
         self._has_begun = False
+        self.headers: dict[str, str] = {}
+        """More of them, set before the answer begins."""
 
     async def whole(self, content: Any, status: int = 200) -> None:
         """All of the answer."""
@@ -65,7 +67,9 @@ class Outgoing:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._has_begun = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        more = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+        start = {"type": "http.response.start", "status": status, "headers": headers + more}
+        await self._send(start)
 
     async def _body(self, part: bytes, *, is_last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": part, "more_body": not is_last})

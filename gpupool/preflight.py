@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatcher import GPUDispatcher
+from gpupool import json_lines
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
-from gpupool.setting_types import AUTO_GPUS, ENGINE_NAMES
+from gpupool.refusal import ERROR, EXIT_REFUSED
+from gpupool.setting_types import AUTO_GPUS, ENGINE_NAMES, HOSTED
 from gpupool.settings import Settings, env_name, read_settings
-
-EXIT_REFUSED = 2
 
 
 def refuse_or_return() -> None:
@@ -49,7 +49,7 @@ def refuse_or_return() -> None:
 class Outcome:
     """A start that is not refused."""
 
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
     chosen_gpus: int | None = None  # for --per_proc_gpus auto
 
 
@@ -67,6 +67,7 @@ def check(settings: Settings, *, is_running: bool = False) -> Outcome:
 
     infer_type = settings.infer_type
     chosen = None
+    warnings: list[str | None] = []
     if settings.per_proc_gpus == AUTO_GPUS:
         found, _ = model_source.look_up(settings, infer_type)
         chosen = memory.choose_gpus(found)
@@ -75,15 +76,16 @@ def check(settings: Settings, *, is_running: bool = False) -> Outcome:
         dispatcher = GPUDispatcher.for_settings(settings)
         _check_quorum(settings, len(dispatcher.slices))
         _check_port(settings)
+        warnings.append(_warn_of_cores(settings, dispatcher))
         infer_type = infer_type or default_infer_type(dispatcher)
     found, is_whole = model_source.look_up(settings, infer_type)
     # Before the engine's own check, which takes many seconds.
     found = found.model_copy(update={"infer_type": infer_type})
-    warning = memory.judge(found, settings.per_proc_gpus)
+    warnings.append(memory.judge(found, settings.per_proc_gpus))
     engine = import_engine(infer_type)
     if is_whole:
         engine.check(found, settings.per_proc_gpus)
-    return Outcome(warning, chosen)
+    return Outcome(tuple(filter(None, warnings)), chosen)
 
 
 def with_engine(settings: Settings, dispatcher: GPUDispatcher) -> Settings:
@@ -101,8 +103,8 @@ def default_infer_type(dispatcher: GPUDispatcher) -> str:
 def _check_path(settings: Settings) -> None:
     """The likeliest mistake is found before an engine is imported, which takes many seconds."""
     name = settings.model_name
-    if settings.infer_type not in ("", *ENGINE_NAMES):
-        return  # an engine from outside says itself what a model is
+    if settings.infer_type not in ("", *ENGINE_NAMES) or settings.infer_type == HOSTED:
+        return  # an engine from outside says itself what a model is, and so does a host
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
         raise ConfigError(
             f"--model_name (HF_MODEL_NAME) {name!r}: no such file or folder; check the path, or "
@@ -116,6 +118,18 @@ def _check_quorum(settings: Settings, num_workers: int) -> None:
             f"--ready_quorum (GPUPOOL_READY_QUORUM) is {settings.ready_quorum}, but there will be "
             f"{num_workers} worker(s), so the service would never be ready; use at most that"
         )
+
+
+def _warn_of_cores(settings: Settings, dispatcher: GPUDispatcher) -> str | None:
+    """Workers without GPUs compute on cores, of which each should have one at least, unless the
+    model is computed elsewhere."""
+    num_workers, num_cores = len(dispatcher.slices), len(os.sched_getaffinity(0))
+    if settings.infer_type == HOSTED or dispatcher.gpus or num_workers <= num_cores:
+        return None
+    return (
+        f"--workers (GPUPOOL_WORKERS) is {settings.workers}, but only {num_cores} CPU core(s) are "
+        "here to compute on, so that workers share one; use as many as there are cores, or fewer"
+    )
 
 
 def _check_key_limits(settings: Settings) -> None:
@@ -204,12 +218,15 @@ def main() -> int:
     """Check this process's environment."""
     try:
         with _silence():
-            outcome = check(read_settings(), is_running=sys.argv[1:] == ["--running"])
+            settings = read_settings()
+            outcome = check(settings, is_running=sys.argv[1:] == ["--running"])
     except ConfigError as error:
-        print(f"gpupool: error: {error}", file=sys.stderr)
+        print(f"{ERROR}{error}", file=sys.stderr)
         return EXIT_REFUSED
-    if outcome.warning:
-        print(f"gpupool: warning: {outcome.warning}", file=sys.stderr)
+    for warning in outcome.warnings:
+        is_json = settings.log_format == "json"
+        line = json_lines.render(warning, level="warning", logger="gpupool.preflight")
+        print(line if is_json else f"gpupool: warning: {warning}", file=sys.stderr)
     if outcome.chosen_gpus is not None:
         print(outcome.chosen_gpus)
     return 0

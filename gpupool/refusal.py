@@ -1,14 +1,21 @@
-"""What is wrong with a setting, as one line of ours (every process that reads settings)."""
+"""What is wrong with a setting, as one line of ours, and how a start that cannot be ends (every
+process that reads settings)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+EXIT_REFUSED = 2
+"""What cannot be, and nothing was touched: systemd does not try it again."""
+ERROR = "gpupool: error: "
+"""What the one line begins with that says why."""
 
 SECRET = "api_key"
 REMEDIES = {
@@ -46,6 +53,8 @@ def explain_setting(error: ValidationError, variables: Mapping[str, str]) -> str
 def explain_file(path: str, error: Exception) -> str:
     """Why a configuration file gives no settings."""
     asked = f"--config {path!r}"
+    if isinstance(error, ConfigError):
+        return f"{asked}: {error}"
     if isinstance(error, OSError):
         return f"{asked} cannot be read: {error.strerror}"
     if isinstance(error, UnicodeDecodeError):

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from gpupool.refusal import ERROR
 from gpupool.settings import Settings, env_name
 
 FIXED = (
@@ -63,9 +64,13 @@ class Recheck:
         command = [sys.executable, "-m", "gpupool.preflight", "--running"]
         env = os.environ | {env_name("infer_type"): settings.infer_type}
         # Not waited for here: the master's reaping takes every child, and hands over the status.
-        self._process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output
-        )
+        try:
+            self._process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output
+            )
+        except OSError:
+            os.close(self._output)
+            raise
 
     @property
     def pid(self) -> int:
@@ -89,7 +94,7 @@ class Recheck:
             return f"the check of the new settings took longer than {RECHECK_TIMEOUT_S:.0f} s"
         said = [line.strip() for line in lines if line.strip()]
         return (
-            said[-1].removeprefix("gpupool: error: ")
+            said[-1].removeprefix(ERROR)
             if said
             else (f"the check of the new settings ended with {self._process.returncode}")
         )

@@ -18,7 +18,9 @@ from gpupool.nearest import nearest_hint
 AUTO_GPUS = 0
 """per_proc_gpus as long as nobody has chosen: only the preflight ever sees it."""
 
-ENGINE_NAMES = ("vllm", "transformers", "llama_cpp")
+HOSTED = "saas"
+"""The engine that has no weights: it takes no GPU, and its model is no file."""
+ENGINE_NAMES = ("vllm", "transformers", "llama_cpp", HOSTED)
 MODEL_SOURCES = ("huggingface", "modelscope")
 WHEN_TOO_LARGE = ("refuse", "warn", "off")
 LEVELS = ("debug", "info", "warning", "error", "critical")

@@ -20,6 +20,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from gpupool import yaml_file
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 from gpupool.refusal import explain_file, explain_setting
@@ -35,6 +36,13 @@ from gpupool.setting_types import (
     Names,
     Words,
 )
+
+
+class _YamlSource(YamlConfigSettingsSource):
+    """As pool.yaml is read: a key that is given twice is refused."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        return yaml_file.load(file_path.read_text(encoding="utf-8")) or {}
 
 
 def _ancestor(env: str, name: str) -> AliasChoices:
@@ -69,8 +77,8 @@ class Settings(BaseSettings):
     infer_type: EngineName = Field(
         default="",
         validation_alias=_ancestor("INFER_TYPE", "infer_type"),
-        description="vllm, transformers, llama_cpp (any case) or package.module:EngineClass; "
-        "default: vllm where GPUs are, else llama_cpp",
+        description="vllm, transformers, llama_cpp, saas for a model that others host (any "
+        "case), or package.module:EngineClass; default: vllm where GPUs are, else llama_cpp",
         json_schema_extra={"metavar": "ENGINE"},
     )
     cuda_visible_devices: GpuList | None = Field(
@@ -218,7 +226,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments over environment over YAML; no .env file, no secrets folder."""
         path = os.environ.get("GPUPOOL_CONFIG")
-        yaml = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
+        yaml = (_YamlSource(settings_cls, yaml_file=path),) if path else ()
         return (init_settings, env_settings, *yaml)
 
 
@@ -236,6 +244,11 @@ def read_settings(**overrides: Any) -> Settings:
         if not path:
             raise
         raise ConfigError(explain_file(path, error)) from None
+
+
+def hosted_key() -> str:
+    """The key for the host of a hosted model, if it was given so. No setting: those are shown."""
+    return os.environ.get("GPUPOOL_SAAS_API_KEY", "")
 
 
 def asked_run_dir() -> str:
@@ -265,10 +278,11 @@ def refuse_unknown_variables(environ: Mapping[str, str] = os.environ) -> None:
 INTERNAL_VARIABLES = frozenset(
     {
         "GPUPOOL_CHECKED", "GPUPOOL_LEASE", "GPUPOOL_LOG_FILE", "GPUPOOL_SINGLE",
-        "GPUPOOL_RUN_DIR",
+        "GPUPOOL_RUN_DIR", "GPUPOOL_SAAS_API_KEY",
     }
 )  # fmt: skip
-"""Set by our own processes for their children, but for the last (docs/cli.md); not settings."""
+"""Set by our own processes for their children, but for the last two (docs/cli.md, docs/saas.md);
+not settings."""
 
 
 def explain_refusal(error: ValidationError) -> str:

@@ -17,9 +17,9 @@ from gpupool.flags import Flag, flags
 from gpupool.gpus import read_inventory, select_visible
 from gpupool.master_command import command, with_root
 from gpupool.nearest import nearest_hint
+from gpupool.refusal import ERROR, EXIT_REFUSED
 from gpupool.settings import env_name
 
-EXIT_REFUSED = 2
 OF_A_POOL = ("per_proc_gpus", "infer_type", "cuda_visible_devices", "workers")
 """What a single instance decides itself."""
 
@@ -37,7 +37,7 @@ def main(infer_type: str, arguments: list[str]) -> NoReturn:
     try:
         environment = make_environment(infer_type, arguments)
     except ConfigError as error:
-        sys.stderr.write(f"gpupool: error: {error}\n")
+        sys.stderr.write(f"{ERROR}{error}\n")
         sys.exit(EXIT_REFUSED)
     os.execve(sys.executable, command(), with_root(os.environ | environment))
 

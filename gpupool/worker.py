@@ -19,6 +19,7 @@ from gpupool.boot import Boot
 from gpupool.engine_watch import EngineWatch, end_hung_engine
 from gpupool.errors import EngineDead
 from gpupool.greeting import greet
+from gpupool.log_pipes import LogPipes
 from gpupool.mailbox import Mailboxes
 from gpupool.meter import Meter
 from gpupool.scoreboard import Scoreboard
@@ -40,10 +41,16 @@ class PoolWorker(ServingWorker):
     boot: Boot
     exit_code = 0
 
-    def claim(self, index: int, scoreboard: Scoreboard, mailboxes: Mailboxes) -> None:
+    def claim(
+        self,
+        index: int,
+        scoreboard: Scoreboard,
+        mailboxes: Mailboxes,
+        log_pipes: LogPipes | None,
+    ) -> None:
         """Take a row of the scoreboard, and so its slot. Runs in the master, before the fork."""
         self.row_index, self.scoreboard, self.row = index, scoreboard, scoreboard[index]
-        self.mailboxes = mailboxes
+        self.mailboxes, self._log_pipes = mailboxes, log_pipes
         self.slot = self.row.slot
         scoreboard.claim(index)
 
@@ -54,6 +61,8 @@ class PoolWorker(ServingWorker):
         """
         self.settings = settings
         try:
+            if self._log_pipes is not None:
+                self._log_pipes.divert(self.slot)
             mine = self.row_index
             other = next(i for i in self.scoreboard.rows_of(self.slot) if i != mine)
             predecessor = self.scoreboard[other]

@@ -126,6 +126,7 @@ pip_install --no-build-isolation -e .
 if [[ $profile == full ]]; then
     check_cpu_build
     see_to_browser
+    bash requirements/nginx.sh || true # only its tests need it, and they say so
 fi
 stamp_of "$profile" >"$stamp"
 say "$profile environment ready: $venv"

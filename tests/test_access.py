@@ -12,7 +12,7 @@ import pytest
 from gpupool.access import AccessLog
 from gpupool.call import Call, History
 from gpupool.clock import RequestClock
-from gpupool.logs import JsonFormatter
+from gpupool.json_lines import JsonFormatter
 from gpupool.totals import PoolTotals
 
 

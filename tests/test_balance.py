@@ -38,6 +38,7 @@ def test_nginx_has_all_servers_and_keeps_their_connections() -> None:
 
 def test_without_nginx_the_others_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(nginx, "PLACES", ())
     monkeypatch.delenv("NGINX", raising=False)
     assert nginx.find_nginx() is None
     assert [c.name for c in balance.contenders_of(2, None, (0,))] == ["pool", "stock"]

@@ -11,7 +11,7 @@ import pytest
 
 from gpupool.lockdir import CANDIDATES
 from gpupool.notify import TEARDOWN_S
-from gpupool.preflight import EXIT_REFUSED
+from gpupool.refusal import EXIT_REFUSED
 from gpupool.settings import Settings, read_settings
 from tests.pool import ROOT
 

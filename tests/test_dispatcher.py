@@ -72,6 +72,20 @@ def granted(dispatcher: GPUDispatcher, slot: int) -> list[int]:
 # Planning.
 
 
+def test_a_hosted_model_takes_no_gpu_and_asks_no_driver(machine: Machine) -> None:
+    machine.init_error(999)
+    planned = plan(machine, per_proc_gpus=1, workers=3, infer_type="saas")
+    assert [one.gpus for one in planned.slices] == [()] * 3
+    lease = planned.acquire(0).lease
+    assert lease is not None
+    assert lease.environment()["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_gpus_for_a_hosted_model_are_refused(machine: Machine) -> None:
+    with pytest.raises(ConfigError, match=r"is 2, but a hosted model .* takes no GPU"):
+        plan(machine, infer_type="saas")
+
+
 def test_linked_gpus_are_one_slice_and_the_rest_is_spare(machine: Machine) -> None:
     machine.set_gpu(4)
     machine.link(2, 3, 2)

@@ -30,7 +30,8 @@ from gpupool.doctor.processes import (
 )
 
 GIB = 1 << 30
-MASTER = "python -m gunicorn --config /opt/gpupool/gunicorn_conf.py"
+MASTER = ("python", "-m", "gunicorn", "--config", "/opt/gpupool/gunicorn_conf.py")
+TITLE = ("gunicorn: worker [gpupool org/model]", "", "")
 HOME = Cache("/home/x/hub", is_writable=True, free_bytes=100 * GIB)
 FULL = Cache("/home/x/hub", is_writable=True, free_bytes=2 * GIB)
 LOCKED = Cache("/root/hub", is_writable=False, free_bytes=100 * GIB)
@@ -56,6 +57,7 @@ WELL: dict[str, Callable[[], Finding]] = {
     "port": lambda: check_port("a", None, is_own=False),
     "own port": lambda: check_port("a", None, is_own=True),
     "engines": lambda: check_orphans([EngineProcess(2, "pid 2 (x)", ("bash", MASTER, "init"))]),
+    "engines of a title": lambda: check_orphans([EngineProcess(2, "pid 2 (x)", (TITLE,))]),
     "disk": lambda: check_disk(HOME, ["a/b"]),
     "small disk, nothing to fetch": lambda: check_disk(FULL, []),
     "cache": lambda: check_cache(HOME, {}, ["a/b"]),
@@ -130,6 +132,20 @@ WRONG: dict[str, tuple[Callable[[], Finding], str, str]] = {
         "1 without a worker: pid 77 (VLLM)",
         "kill -9 77",
     ),
+    **{
+        f"orphans below {shown}": (
+            lambda words=words: check_orphans([EngineProcess(77, "pid 77 (x)", (words,))]),
+            "1 without a worker",
+            "kill -9 77",
+        )
+        for shown, words in {
+            "an editor": ("vim", "/opt/gpupool/gunicorn_conf.py"),
+            "a shell": ("bash", "-c", "tail -f gunicorn.log"),
+            "another gunicorn": ("python", "-m", "gunicorn", "shop:app"),
+            "its title": ("gunicorn: worker [shop:app]", ""),
+            "nothing": (),
+        }.items()
+    },
     "disk is full": (lambda: check_disk(FULL, ["a/b"]), "2 GiB free", "HF_HOME"),
     "offline without the model": (
         lambda: check_cache(HOME, {"HF_HUB_OFFLINE": "1"}, ["a/b"]),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp", "modelscope"}
+HEAVY = {"torch", "vllm", "transformers", "ray", "pynvml", "xllamacpp", "modelscope", "litellm"}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("URLs/*.py"), *ROOT.glob("gpupool/**/*.py")])
 ENTRY_POINTS = {"gunicorn_conf", "vllm_url_m", "transformers_url_m", "llama_cpp_url_m"}
-ENTRY_POINTS |= {"plugin_url_m", "URLs.vllm_url", "URLs.transformers_url"}
+ENTRY_POINTS |= {"plugin_url_m", "saas_url_m", "URLs.vllm_url", "URLs.transformers_url"}
 
 ENGINE_FREE = {"gpupool.engines", "gpupool.engines.base"}
 VALUES = {
@@ -38,7 +38,7 @@ FITTING = PLANNER | {
     for name in ("kv_cache", "split", "fit", "option", "remedies", "advice")
 }
 MIGRATE = {"gpupool.errors", "gpupool.nearest", "gpupool.settings", "gpupool.setting_types"}
-MIGRATE |= {"gpupool.migrate", "gpupool.engines.llama_cpp_arguments"}
+MIGRATE |= {"gpupool.migrate", "gpupool.engines.llama_cpp_arguments", "gpupool.engines.saas_args"}
 MIGRATE |= {
     f"gpupool.migrate.{path.stem}"
     for path in ROOT.glob("gpupool/migrate/*.py")

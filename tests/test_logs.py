@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from gpupool import json_lines
 from gpupool.log_keeper import NUM_KEPT, LogKeeper, rotate
+from gpupool.pools import run_dir
 from gpupool.pools.log_lines import Follower, WorkerFilter, read_lines
+from gpupool.pools.look import last_line
+from gpupool.pools.record import Record
 
 HEAD = "[2026-11-28 03:52:44 +0000] [{pid}] [INFO] {text}"
 LINES = [
@@ -30,6 +34,28 @@ LINES = [
 def test_a_workers_lines_are_its_own_and_those_that_name_it(worker: int, kept: list[int]) -> None:
     shown = WorkerFilter(worker)
     assert [i for i, line in enumerate(LINES) if shown.keeps(line)] == kept
+
+
+def test_of_json_lines_too() -> None:
+    fields = [
+        {"worker": None, "message": "worker 1: CPU cores 1"},
+        {"worker": 1, "message": "of an engine"},
+        {"worker": 0, "message": "worker 1 is not mine"},
+        {"worker": None, "message": "Starting gunicorn"},
+    ]
+    found = [json_lines.render(level="info", logger="x", **one) for one in fields]  # type: ignore[arg-type]
+    shown = WorkerFilter(1)
+    assert [shown.keeps(line + "\n") for line in found] == [True, True, False, False]
+
+
+def test_why_a_pool_ended_is_read_out_of_json_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUPOOL_RUN_DIR", str(tmp_path))
+    record = Record("a", 1, 1, "", "", "http://x", "M", "", "", {})
+    line = json_lines.render("no worker can ever be ready", level="error", logger="x")
+    (run_dir.folder_of("a") / "pool.log").write_text(f"first\n{line}\n")
+    assert last_line(record) == "no worker can ever be ready"
 
 
 @pytest.fixture(name="log")

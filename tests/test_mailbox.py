@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from gpupool import mailbox
 from gpupool.mailbox import MAX_INLINE, Mailboxes, Message, close_all
 from tests.forked import Forked, Say
 
@@ -95,6 +96,29 @@ def test_a_full_mailbox_takes_no_more_and_blocks_nobody(mailboxes: Mailboxes) ->
         assert mailboxes.receive(1) is None
         assert mailboxes.send(1, message)
         assert os.fstat(theirs.fileno())  # the sender keeps its own copy
+
+
+def test_a_sibling_that_takes_nothing_is_told_once_and_then_now_and_then(
+    mailboxes: Mailboxes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs is asked twenty times a second, for as long as it hangs."""
+    while mailboxes.send(1, Message("ask", 0)):
+        pass
+    assert not any(mailboxes.send(1, Message("ask", 0)) for _ in range(100))
+    [line] = caplog.messages
+    assert line.startswith("cannot hand over to row=1 kind=ask: ")
+    monkeypatch.setattr(mailbox, "TELL_AGAIN_S", 0.0)  # a minute later
+    assert not mailboxes.send(1, Message("ask", 0))
+    assert caplog.messages[1:] == [f"{line} (100 more since the last such line)"]
+
+
+def test_one_sibling_does_not_hide_another(
+    mailboxes: Mailboxes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for to in (1, 2):
+        while mailboxes.send(to, Message("ask", 0)):
+            pass
+    assert [line.split()[4] for line in caplog.messages] == ["row=1", "row=2"]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gpupool.engines.llama_cpp_arguments import parse_engine_args
+from gpupool.engines.saas_args import parse_engine_args as parse_saas_args
 from gpupool.engines.transformers_args import parse_engine_args as parse_transformers_args
 from gpupool.errors import ConfigError
 from gpupool.migrate import byzerllm, flagscale, oci
@@ -66,12 +67,17 @@ def run(*words: Any) -> Imported:
 
 def in_deploy(name: str, value: Any) -> Imported:
     flags = {"model_path": MODEL, "infer_backend": "vllm"} | {name: value}
+    if str(value).startswith("saas/"):
+        del flags["infer_backend"]
     return run("byzerllm", "deploy", *(f"--{flag}={v}" for flag, v in flags.items()))
 
 
 def in_params(backend: str) -> Callable[[str, Any], Imported]:
     def read(name: str, value: Any) -> Imported:
         flags = ("--model_path", MODEL, "--infer_backend", backend)
+        if name.startswith("saas."):
+            flags = ("--pretrained_model_type", "saas/openai")
+            flags += () if name == "saas.model" else ("--model_path", MODEL)
         return run("byzerllm", "deploy", *flags, "--infer_params", f"{name}={value}")
 
     return read
@@ -196,3 +202,36 @@ def test_transformers_takes_the_argument_for_concurrency() -> None:
     )
     [pool] = imported.pools.values()
     assert parse_transformers_args(pool[ENGINE_ARGS]).max_num_seqs == 4
+
+
+def test_a_hosted_model_is_taken_over_whole() -> None:
+    imported = run(
+        *("byzerllm", "deploy", "--pretrained_model_type", "saas/openai", "--model", "chat"),
+        *("--num_workers", 2, "--worker_concurrency", 10, "--gpus_per_worker", 1),
+        *("--infer_params", "saas.base_url=https://api.example/v1", "saas.model=far"),
+        *("saas.api_key=geheim",),
+    )
+    assert imported.refusals == ()
+    assert "geheim" not in told(imported) + str(imported.pools)
+    assert any("/dev/stdin chat.key" in line for line in imported.commands)
+    [pool] = imported.pools.values()
+    assert (pool["infer_type"], pool["model_name"], pool["workers"]) == ("saas", "far", 2)
+    assert "per_proc_gpus" not in pool
+    args = parse_saas_args(pool[ENGINE_ARGS])
+    assert (args.base_url, args.max_parallel) == ("https://api.example/v1", 10)
+    assert str(args.api_key_file) == "chat.key"
+
+
+@pytest.mark.parametrize("row", [row for row in TABLES["byzerllm_params"] if "saas" in row.name])
+def test_arguments_of_a_host_need_a_host(row: Key) -> None:
+    name, value = concrete(row)
+    imported = run(
+        *("byzerllm", "deploy", "--model_path", MODEL, "--infer_params", f"{name}={value}")
+    )
+    assert any("--pretrained_model_type saas/VENDOR" in reason for reason in imported.refusals)
+
+
+def test_what_no_host_takes_is_refused() -> None:
+    flags = ("--pretrained_model_type", "saas/openai", "--model_path", MODEL)
+    imported = run("byzerllm", "deploy", *flags, "--infer_params", "saas.resoning_effort=low")
+    assert any("did you mean 'reasoning_effort'" in reason for reason in imported.refusals)

@@ -116,10 +116,14 @@ def test_a_bad_value_says_what_to_give(
         (b"5002\n", "has no settings; each is a line"),
         (b"GGUF\xff\xfe\x00", "is not a text file"),
         (b"port: [1\n", "is not valid YAML"),
+        (
+            b"port: 1\nhost: h\nport: 2\n",
+            "'port' is given twice (line 3); give it once",
+        ),
         (b"port: [1]\n", "give a whole number"),
         (b"model_name: 7\n", "give a text, in quotes"),
     ],
-    ids=["list", "words", "number", "binary", "syntax", "list-value", "number-value"],
+    ids=["list", "words", "number", "binary", "syntax", "twice", "list-value", "number-value"],
 )
 def test_a_file_without_settings_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, reason: str

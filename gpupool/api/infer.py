@@ -78,7 +78,9 @@ def infer() -> Response:
     call.clock = RequestClock(totals, whole_at())
     results = _run(jobs, call.clock)
     generated_tokens = sum(map(_num_tokens, results))
-    call.num_tokens += generated_tokens
+    prompt_tokens = sum(_num_prompt_tokens(item, results) for item in items)
+    call.num_prompt_tokens = prompt_tokens
+    call.num_tokens = prompt_tokens + generated_tokens
     render = _detail if detail else _plain
     answers = [render(item, results, ask) for item in items]
     totals.tokens(prompt=prompt_tokens, generated=generated_tokens)
@@ -88,7 +90,16 @@ def infer() -> Response:
 def _num_tokens(result: Result) -> int:
     if not isinstance(result.outcome, Finished):
         return 0
-    return sum(len(completion.token_ids) for completion in result.outcome.completions)
+    return sum(completion.num_tokens for completion in result.outcome.completions)
+
+
+def _num_prompt_tokens(item: Item, results: list[Result]) -> int:
+    """As the engine has counted, where it does; else those that it was given."""
+    for index in item.generated:
+        outcome = results[index].outcome
+        if isinstance(outcome, Finished) and (usage := outcome.completions[0].usage) is not None:
+            return usage.prompt_tokens
+    return len(item.prompt)
 
 
 def _read_instances(body: dict[str, Any]) -> list[str]:
@@ -236,7 +247,7 @@ def _detail(item: Item, results: list[Result], ask: Ask) -> Any:
     """An object per completion (a list of them for n > 1); an item's error is its own."""
     own = [results[index] for index in item.generated]
     own += [results[item.scored]] if item.scored is not None else []
-    common: dict[str, Any] = {"prompt_tokens": len(item.prompt)} | _where(own[-1])
+    common: dict[str, Any] = {"prompt_tokens": _num_prompt_tokens(item, results)} | _where(own[-1])
     try:
         if ask.score:
             common["prompt_logprobs"] = _scores(item, results)
@@ -264,7 +275,7 @@ def _describe(completion: Completion) -> dict[str, Any]:
     return {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
-        "completion_tokens": len(completion.token_ids),
+        "completion_tokens": completion.num_tokens,
         "token_ids": list(completion.token_ids),
         "logprobs": None if logprobs is None else [_token(token) for token in logprobs],
     }
@@ -272,7 +283,7 @@ def _describe(completion: Completion) -> dict[str, Any]:
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "id": token.token_id,
+        "id": token.token_id if token.token_id >= 0 else None,
         "token": token.token,
         "logprob": max(token.logprob, LOWEST_LOGPROB),
     }

@@ -16,8 +16,8 @@ from gpupool.errors import ConfigError
 from gpupool.migrate.byzerllm_stat import as_stat
 from gpupool.migrate.pools import Imported, render
 from gpupool.migrate.source import read_file, read_words
+from gpupool.refusal import ERROR, EXIT_REFUSED
 
-EXIT_REFUSED = 2
 TIMEOUT_S = 10.0
 
 
@@ -46,7 +46,7 @@ def import_file(
     imported = _leave_out(found.imported, without or [])
     if imported.refusals:
         for reason in imported.refusals:
-            typer.echo(f"gpupool: error: {reason}", err=True)
+            typer.echo(f"{ERROR}{reason}", err=True)
         raise typer.Exit(EXIT_REFUSED)
     _write(output, render(imported))
 

@@ -17,6 +17,7 @@ from gpupool.nearest import nearest_hint
 from gpupool.pools.asking import TIMEOUT, NotAnswered, Question, ask
 from gpupool.pools.look import client
 from gpupool.pools.record import Record, read_records
+from gpupool.refusal import ERROR
 
 EXIT_NOT_ANSWERED = 1
 
@@ -52,7 +53,7 @@ def query(
             for piece in ask(asked, question):
                 typer.echo(piece, nl=False)
         except NotAnswered as error:
-            typer.echo(f"gpupool: error: {model}: {error}", err=True)
+            typer.echo(f"{ERROR}{model}: {error}", err=True)
             raise typer.Exit(EXIT_NOT_ANSWERED) from None
     typer.echo()
 

@@ -9,6 +9,7 @@ from gpupool.commands.progress import Progress
 from gpupool.errors import ConfigError
 from gpupool.pools.record import select_records
 from gpupool.pools.rolling import read_again, roll
+from gpupool.refusal import ERROR
 
 EXIT_GIVEN_UP = 1
 
@@ -28,9 +29,7 @@ def restart(pools: Pools = None) -> None:
         reason = roll(record, pool, Progress("restarts, ").show)
         if reason is not None:
             given_up = True
-            typer.echo(
-                f"gpupool: error: {record.name}: the restart was given up: {reason}", err=True
-            )
+            typer.echo(f"{ERROR}{record.name}: the restart was given up: {reason}", err=True)
         else:
             typer.echo(f"{record.name}: restarted, every worker is new")
     if given_up:

@@ -17,9 +17,9 @@ from gpupool.pools.pool_file import Wanted, read_pool_file, select
 from gpupool.pools.record import Record
 from gpupool.pools.run_dir import only_one
 from gpupool.pools.starting import await_ready, end_of, refuse_running, start_all
+from gpupool.refusal import ERROR, EXIT_REFUSED
 
 EXIT_ENDED = 1
-EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -76,7 +76,7 @@ def _start(wanted: list[Wanted]) -> None:
         return
     code, reason = end_of(ended)
     _end_others(records, ended)
-    typer.echo(f"gpupool: error: pool {ended.name!r} ended: {reason}", err=True)
+    typer.echo(f"{ERROR}pool {ended.name!r} ended: {reason}", err=True)
     raise typer.Exit(EXIT_REFUSED if code == EXIT_REFUSED else EXIT_ENDED)
 
 

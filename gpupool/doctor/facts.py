@@ -112,7 +112,7 @@ def orphans() -> Finding:
         try:
             if "GPUPOOL_LEASE" not in process.environ():
                 continue
-            parents = [" ".join(parent.cmdline()) for parent in process.parents()]
+            parents = [parent.cmdline() for parent in process.parents()]
             shown = f"pid {process.pid} ({process.name()})"
         except psutil.Error:
             continue  # gone, or somebody else's

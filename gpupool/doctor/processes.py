@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from gpupool.doctor.finding import Finding
 
 CUDA_LIBRARIES = ("libcuda.so", "libcudart", "libtorch", "libc10_cuda")
 MAX_SHOWN = 3
+TITLE = re.compile(r"gunicorn: (master|worker) \[gpupool ")
+CONFIGURATION = re.compile(r"(^|[/=:])gunicorn_conf(\.py)?$")
 
 
 def cuda_in(maps: str) -> set[str]:
@@ -47,7 +50,7 @@ class EngineProcess:
 
     pid: int
     shown: str
-    ancestors: Sequence[str]  # the command lines of its parents, nearest first
+    ancestors: Sequence[Sequence[str]]  # the command lines of its parents, nearest first
 
 
 def check_orphans(found: Sequence[EngineProcess]) -> Finding:
@@ -61,5 +64,12 @@ def check_orphans(found: Sequence[EngineProcess]) -> Finding:
     return Finding(name, f"none; {len(found)} process(es) of engines have their worker")
 
 
-def _is_pool(command_line: str) -> bool:
-    return "gunicorn" in command_line
+def _is_pool(command_line: Sequence[str]) -> bool:
+    """Whether a process is a gunicorn of ours: by the title that it gives itself, or by the program
+    and our configuration file, where it could give none."""
+    if not command_line:
+        return False
+    if TITLE.match(command_line[0]):
+        return True
+    programs = [word.rpartition("/")[2] for word in command_line[:3]]
+    return "gunicorn" in programs and any(map(CONFIGURATION.search, command_line))

@@ -62,10 +62,18 @@ class SamplingParams:
 class TokenLogprob:
     """One token and its natural-log probability before temperature, penalties and bias."""
 
-    token_id: int
+    token_id: int  # -1: not known
     token: str
     logprob: float
     top: tuple[TokenLogprob, ...] = ()  # the k best, best first; each with an empty top
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as somebody else has counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,12 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[TokenLogprob, ...] | None = None
+    usage: Usage | None = None  # where the tokens themselves are not known here
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated ones."""
+        return len(self.token_ids) if self.usage is None else self.usage.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +146,10 @@ LastEvent; every accepted request gets exactly one.
 Report = Callable[[str, float | None], None]
 """Called while loading with a phase ("downloading", "loading weights", ...) and a fraction
 of it in 0..1, None where unknown. Returns at once; any thread."""
+
+
+UNKNOWN_CONTEXT = 1 << 31
+"""ModelInfo.context_tokens where somebody else checks lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +318,8 @@ class OpenAI:
     """Which requests, by path and body, it leaves to the pool's own application; None: none."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """By the path of a route that is not there: what it needs, for the 400 that refuses it."""
+    whole: frozenset[str] = frozenset()
+    """Paths of routes whose lists are not to be spread over the workers, item by item."""
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ BUILT_IN = {
     "vllm": Entry("gpupool.engines.vllm:VllmEngine", "vllm_url_m"),
     "transformers": Entry("gpupool.engines.transformers:TransformersEngine", "transformers_url_m"),
     "llama_cpp": Entry("gpupool.engines.llama_cpp:LlamaCppEngine", "llama_cpp_url_m"),
+    "saas": Entry("gpupool.engines.saas:SaasEngine", "saas_url_m"),
 }
 
 
@@ -51,6 +52,6 @@ def import_engine(infer_type: str) -> type[Engine]:
     except AttributeError:
         reason = f"{module_name} has no {class_name!r}"
     raise ConfigError(
-        f"--infer_type {infer_type!r}: {reason}; use vllm, transformers, llama_cpp or "
+        f"--infer_type {infer_type!r}: {reason}; use vllm, transformers, llama_cpp, saas or "
         "package.module:EngineClass"
     )

@@ -30,7 +30,7 @@ class RequestLoop:
     `on_busy` is called on the loop when a request begins while none is running.
     """
 
-    def __init__(self, on_busy: Callable[[], None]) -> None:
+    def __init__(self, on_busy: Callable[[], None], name: str = "llama-requests") -> None:
         self.has_ended = threading.Event()
         self._on_busy = on_busy
         self._end_reason: str | None = None
@@ -39,7 +39,7 @@ class RequestLoop:
         # Whoever schedules something on the loop holds it, so that nothing comes after the end.
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="llama-requests", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
     def end_reason(self) -> str | None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gpupool import json_lines
 from gpupool.capabilities import ENGINES
 from gpupool.engines import scoring
 from gpupool.engines import transformers_model as models
@@ -85,6 +86,7 @@ class TransformersEngine:
         """See Engine.load."""
         report("importing transformers", None)
         models.check_library()
+        json_lines.take_over("transformers")
         report("reading the tokenizer", None)
         self._tokenizer = models.read_tokenizer(self._settings, self._args)
         self._text = ModelText(self._tokenizer)

@@ -81,17 +81,21 @@ def _as_bad_format(messages: Sequence[Message], field: str) -> Iterator[Message]
 
 
 def restricting_field(body: Mapping[str, Any]) -> str | None:
-    """By which field of a body the text must follow a format, if by any."""
+    """By which field of a body, that vLLM has not read yet, the text must follow a format, if by
+    any."""
     for field in ("structured_outputs", "response_format"):
-        given = body.get(field)
-        if given and given.get("type") != "text":
+        if _is_format(body.get(field)):
             return field
     for field in ("text", "output_config"):  # of /v1/responses and /v1/messages
-        inner = (body.get(field) or {}).get("format") or {}
-        if inner.get("type", "text") != "text":
+        holder = body.get(field)
+        if isinstance(holder, dict) and _is_format(holder.get("format")):
             return f"{field}.format"
     is_free = body.get("tool_choice") in (None, "auto", "none", {"type": "auto"}, {"type": "none"})
     return None if is_free or not body.get("tools") else "tools"
+
+
+def _is_format(given: Any) -> bool:
+    return isinstance(given, dict) and bool(given) and given.get("type") != "text"
 
 
 def media_by_url(args: Namespace) -> bool:

@@ -13,7 +13,7 @@ from gpupool.errors import ConfigError
 from gpupool.migrate import llama_cpp_args, vllm_args
 from gpupool.migrate.byzerllm_keys import (
     DEPLOY,
-    HOSTED,
+    NO_ADDRESS,
     NO_RAY,
     NO_SPEECH,
     NO_STORE,
@@ -80,7 +80,7 @@ def read_easy_command(words: Sequence[str]) -> Command:
     if len(words) >= 3 and words[0] == "chat":
         return Command("query", {"model": words[1], "query": words[2]})
     if words[:1] == ["deploy"]:
-        raise ConfigError(f"easy-byzerllm deploy: {HOSTED}")
+        raise ConfigError(f"easy-byzerllm deploy: {NO_ADDRESS}")
     raise ConfigError("easy-byzerllm: not a known command; it has deploy, undeploy and chat")
 
 

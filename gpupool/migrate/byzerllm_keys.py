@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
+from gpupool.engines.saas_args import PREFIX, parse_engine_args
+from gpupool.errors import ConfigError
 from gpupool.migrate.keys import (
     Draft,
     Key,
     Refused,
+    Take,
     also_refuses,
     names,
     needless,
@@ -17,12 +22,30 @@ from gpupool.migrate.keys import (
     whole,
 )
 from gpupool.migrate.vllm_args import PROXY, level
+from gpupool.setting_types import HOSTED
 
 NO_RAY = "a pool is processes of this machine; start it there, without a Ray cluster"
-HOSTED = (
-    "models that others host are not a pool's; ask them at their own address, or put a gateway "
-    "such as LiteLLM in front of both"
+NO_ADDRESS = (
+    "it names no address: write a pool with infer_type saas, and give it --saas.base_url or the "
+    "vendor (docs/saas.md)"
 )
+NOT_HOSTED = "it is for --pretrained_model_type saas/VENDOR; give that too"
+NO_VENDOR = (
+    "its own protocol is not spoken here: write saas/openai and give saas.base_url, if it has an "
+    "address that speaks OpenAI's API"
+)
+VENDORS = {
+    "aws_bedrock": "bedrock",
+    "azure_openai": "azure",
+    "claude": "anthropic",
+    "gemini": "gemini",
+    "official_openai": "openai",
+    "openai": None,
+}
+"""Of byzerllm's kinds of hosts: litellm's name; None: an address that speaks OpenAI's API."""
+PLAIN_NAME = re.compile(r"\w[\w.-]*")
+KEY_FILE = "saas.key"
+KEY_LINE = "install -m 600 /dev/stdin {}  # type what saas.api_key was, and Ctrl-D"
 FRACTION = (
     "a GPU belongs to one worker at a time; cut it with MIG, or give 1: a worker batches all "
     "requests that come at once"
@@ -35,6 +58,7 @@ CONCURRENCY = {
     "vllm": "--max-num-seqs",
     "transformers": "--max-num-seqs",
     "llama_cpp": "--parallel",
+    "saas": "--saas.max_parallel",
 }
 NO_SPEECH = "a pool generates text; speech is not decoded"
 NO_STORE = "a store of vectors is none of a pool's; /v1/embeddings makes the vectors for one"
@@ -44,7 +68,7 @@ def _take_backend(draft: Draft, value: Any) -> None:
     name = str(value).lower().removeprefix("ray/")
     if name == "deepspeed":
         raise Refused(DEEPSPEED)
-    if name not in CONCURRENCY:
+    if name not in CONCURRENCY or name == HOSTED:
         raise Refused("the engines are vllm, transformers and llama_cpp")
     draft.set("infer_type", name)
 
@@ -62,9 +86,51 @@ def _take_concurrency(draft: Draft, value: Any) -> None:
 
 
 def _take_kind(draft: Draft, value: Any) -> None:
-    if str(value).startswith("saas/"):
-        raise Refused(HOSTED)
+    family, _, vendor = str(value).partition("/")
+    if family == HOSTED:
+        if vendor not in VENDORS:
+            raise Refused(NO_VENDOR)
+        draft.set("infer_type", HOSTED)
+        if (name := VENDORS[vendor]) is not None:
+            draft.add("--saas.api_type", name)
+        return
     draft.notes.append(f"--pretrained_model_type {value}: {OWN_TYPE}")
+
+
+def _take_hosted(flag: str, read: Callable[[Any], Any] = text) -> Take:
+    """An argument of a hosted model, and only of one."""
+
+    def take(draft: Draft, value: Any) -> None:
+        if draft.engine != HOSTED:
+            raise Refused(NOT_HOSTED)
+        draft.add(flag, read(value))
+
+    return take
+
+
+def _take_key(draft: Draft, value: Any) -> None:
+    """A key is written into no file of settings."""
+    if draft.engine != HOSTED:
+        raise Refused(NOT_HOSTED)
+    file = f"{draft.name}.key" if PLAIN_NAME.fullmatch(draft.name) else KEY_FILE
+    draft.add("--saas.api_key_file", file)
+    draft.commands.append(KEY_LINE.format(file))
+
+
+def _take_hosted_model(draft: Draft, value: Any) -> None:
+    if draft.engine != HOSTED:
+        raise Refused(NOT_HOSTED)
+    draft.set("model_name", str(value))
+
+
+def _take_other(draft: Draft, given: Any) -> None:
+    """Whatever has its own name here too."""
+    name, value = given
+    _take_hosted(f"{PREFIX}{name}")(draft, value)
+    try:
+        parse_engine_args([f"{PREFIX}{name}", str(value)])
+    except ConfigError as error:
+        raise Refused(str(error)) from None
 
 
 def _take_model(draft: Draft, value: Any) -> None:
@@ -88,7 +154,14 @@ DEPLOY: tuple[Key, ...] = (
     needless("cpus_per_worker", 0.01, "cores are shared out: on GPUs those that are near each"),
     sets("model_path", "/models/m", "model_name", text),
     Key("pretrained_model_type", "custom/auto", _take_kind, says=OWN_TYPE),
-    also_refuses("pretrained_model_type", "saas/openai", HOSTED),
+    Key("pretrained_model_type", "saas/openai", _take_kind, {"infer_type": HOSTED}),
+    Key(
+        "pretrained_model_type",
+        "saas/claude",
+        _take_kind,
+        {"infer_type": HOSTED, "engine_args": ["--saas.api_type", "anthropic"]},
+    ),
+    also_refuses("pretrained_model_type", "saas/sparkdesk", NO_VENDOR),
     Key("model", "chat", _take_model, {"served_model_name": ["chat"]}),
     Key("infer_backend", "vllm", _take_backend, {"infer_type": "vllm"}),
     Key("infer_backend", "transformers", _take_backend, {"infer_type": "transformers"}),
@@ -132,18 +205,34 @@ OTHERS: tuple[Key, ...] = (
     needless("stat --model", "chat", "JSON with the same keys, asked of the pool at --url"),
     needless("stat --interval", 5, "gpupool status NAME --watch"),
     refuses("storage", "start", NO_STORE),
-    refuses("easy-byzerllm deploy", "qwen-max", HOSTED),
+    refuses("easy-byzerllm deploy", "qwen-max", NO_ADDRESS),
     needless("easy-byzerllm undeploy", "NAME", "gpupool stop NAME"),
     needless("easy-byzerllm chat", "NAME", "gpupool query NAME TEXT"),
 )
 """Commands that make no pool: what they are called here."""
 
 PARAMS: tuple[Key, ...] = (
-    refuses("saas.api_key", "secret", HOSTED),
-    refuses("saas.model", "qwen-max", HOSTED),
-    refuses("saas.base_url", "https://api.example/v1", HOSTED),
-    refuses("saas.api_type", "azure", HOSTED),
-    refuses("saas.*", ("timeout", 10), HOSTED),
+    Key(
+        "saas.api_key", "secret", _take_key,
+        {"engine_args": ["--saas.api_key_file", KEY_FILE]},
+    ),
+    Key("saas.model", "qwen-max", _take_hosted_model, {"model_name": "qwen-max"}),
+    Key(
+        "saas.base_url", "https://api.example/v1", _take_hosted("--saas.base_url"),
+        {"engine_args": ["--saas.base_url", "https://api.example/v1"]},
+    ),
+    Key(
+        "saas.api_type", "azure", _take_hosted("--saas.api_type"),
+        {"engine_args": ["--saas.api_type", "azure"]},
+    ),
+    Key(
+        "saas.timeout", 10, _take_hosted("--saas.timeout_s"),
+        {"engine_args": ["--saas.timeout_s", "10"]},
+    ),
+    Key(
+        "saas.*", ("reasoning_effort", "low"), _take_other,
+        {"engine_args": ["--saas.reasoning_effort", "low"]},
+    ),
     refuses("quatization", 4, "use a quantized model, or vLLM's --quantization bitsandbytes"),
     refuses("quantization", 4, "use a quantized model, or vLLM's --quantization bitsandbytes"),
     refuses(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpupool.migrate.keys import ENGINE_ARGS, Draft
+from gpupool.setting_types import HOSTED
 from gpupool.settings import Settings
 
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
@@ -55,7 +56,7 @@ def finish(drafts: Iterable[Draft], port: int | None = None) -> Imported:
 
 def _settle_sizes(draft: Draft) -> None:
     """GPUs per worker, of what was said of them in one way or another."""
-    sizes = draft.sizes
+    sizes = {} if draft.engine == HOSTED else draft.sizes
     cut = {name: max(1, sizes[name]) for name in ("tensor", "pipeline") if name in sizes}
     engine = cut.get("tensor", 1) * cut.get("pipeline", 1)
     gpus = sizes.get("gpus", engine if cut else None)

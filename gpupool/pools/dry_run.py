@@ -16,6 +16,7 @@ from gpupool.pools import launch
 from gpupool.pools.pool_file import Wanted
 from gpupool.pools.record import SETTINGS, url_of, write_settings
 from gpupool.preflight import with_engine
+from gpupool.refusal import ERROR
 from gpupool.setting_types import AUTO_GPUS
 
 SECRET = "api_key"
@@ -62,6 +63,6 @@ def _checked(pool: Wanted) -> int | None:
         )
     said = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode:
-        reason = said[-1].removeprefix("gpupool: error: ") if said else "its check failed"
+        reason = said[-1].removeprefix(ERROR) if said else "its check failed"
         raise ConfigError(f"{pool.file}: pool {pool.name!r}: {reason}")
     return int(done.stdout) if done.stdout.strip().isdigit() else None

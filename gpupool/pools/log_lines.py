@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from gpupool import json_lines
 from gpupool.log_keeper import NUM_KEPT, numbered
 
 PREFIX = re.compile(r"\[[^\]]*\] \[(\d+)\] \[[A-Z]+\] (.*)")
@@ -28,6 +30,8 @@ class WorkerFilter:
 
     def keeps(self, line: str) -> bool:
         """Whether the next line is that worker's."""
+        if (fields := json_lines.parse(line)) is not None and "worker" in fields:
+            return self._worker in (fields["worker"], _named_by_master(fields))
         head = PREFIX.match(line)
         if head is None:
             return self._is_shown
@@ -40,6 +44,11 @@ class WorkerFilter:
         slot = self._slot_of.get(pid, int(named[1]) if named else None)
         self._is_shown = slot == self._worker
         return self._is_shown
+
+
+def _named_by_master(fields: dict[str, Any]) -> int | None:
+    named = OF_WORKER.search(str(fields["message"])) if fields["worker"] is None else None
+    return int(named[1]) if named else None
 
 
 class Everything:

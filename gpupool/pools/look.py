@@ -15,9 +15,11 @@ from typing import Any
 
 import httpx
 
+from gpupool import json_lines
 from gpupool.errors import ConfigError
 from gpupool.keys import HASHED, key_lines
 from gpupool.pools.record import Record
+from gpupool.refusal import ERROR
 from gpupool.settings import Settings
 
 TIMEOUT_S = 5.0
@@ -142,9 +144,14 @@ def last_line(record: Record) -> str:
             lines = log.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    said = [OF_GUNICORN.sub("", line).strip() for line in lines]
-    said = [line.removeprefix("gpupool: error: ") for line in said if line]
+    said = [_message_of(line) for line in lines]
+    said = [line.removeprefix(ERROR) for line in said if line]
     return said[-1] if said else ""
+
+
+def _message_of(line: str) -> str:
+    found = json_lines.parse(line)
+    return OF_GUNICORN.sub("", line).strip() if found is None else str(found["message"])
 
 
 def _silent(record: Record, error: Exception) -> View:

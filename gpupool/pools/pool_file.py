@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from gpupool import yaml_file
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 from gpupool.pools.given import settings_of, variables_of
@@ -75,25 +76,9 @@ def select(found: list[Wanted], names: list[str], path: Path) -> list[Wanted]:
     return [wanted for wanted in found if not names or wanted.name in names]
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a key that is given twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Called for each mapping."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"{key!r} is given twice (line {line}); give it once")
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml_file.load(path.read_text())
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except OSError as error:

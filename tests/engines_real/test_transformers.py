@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch  # noqa: TID253 (no test here runs without it)
 
 from gpupool.engines.base import Failed
 from gpupool.errors import EngineError
-from tests.engines_real.transformers_engine import Client, completion_of, loaded_engine
+from tests.engines_real.transformers_engine import Client, completion_of
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -19,10 +18,9 @@ PROMPT = "The capital of France is"
 OTHERS = ["Once upon a time", "1, 2, 3,", "def main():", "Water is", "I", "The sky", "Yes", "No"]
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with loaded_engine() as engine:
-        yield Client(engine)
+@pytest.fixture
+def client(transformers_client: Client) -> Client:
+    return transformers_client
 
 
 def network(client: Client) -> Any:

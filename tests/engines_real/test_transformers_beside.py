@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,16 @@ from gpupool.engines import scoring
 from gpupool.engines.base import Failed, Scored
 from gpupool.errors import Cancelled, EngineError
 from tests.engines_real.best_tokens import check_best_tokens
-from tests.engines_real.transformers_engine import Client, completion_of, loaded_engine
+from tests.engines_real.transformers_engine import Client, completion_of
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 PROMPT = "The capital of France is Paris, and the capital of Italy is Rome."
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with loaded_engine() as engine:
-        yield Client(engine)
+@pytest.fixture
+def client(transformers_client: Client) -> Client:
+    return transformers_client
 
 
 def forward_logprobs(client: Client, prompt: list[int]) -> list[float]:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -19,7 +18,7 @@ from gpupool.engines.grammar_compiler import GrammarCompiler
 from gpupool.engines.guides import GuideMaker
 from gpupool.engines.outlet import Outlet
 from gpupool.errors import BadRequest, Cancelled, EngineDead
-from tests.engines_real.transformers_engine import Client, completion_of, loaded_engine
+from tests.engines_real.transformers_engine import Client, completion_of
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -32,10 +31,9 @@ CITY = {
 SCHEMA = Grammar("json_schema", json.dumps(CITY))
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with loaded_engine() as engine:
-        yield Client(engine)
+@pytest.fixture
+def client(transformers_client: Client) -> Client:
+    return transformers_client
 
 
 def guided(client: Client, grammar: Grammar, **params: Any) -> Completion:

@@ -474,6 +474,7 @@ def test_a_killed_engine_core_ends_every_request(mortal: VllmEngine) -> None:
     assert mortal.dead_reason == before
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_an_idle_engine_is_noticed(mortal: VllmEngine) -> None:
     core, worker = sorted(mortal._family.alive(), key=lambda process: process.create_time())
     worker.kill()

@@ -11,6 +11,7 @@ import pytest
 from gpupool.engines.vllm_openai import FAILED_GENERATION, restricting_field, telling_bad_formats
 from gpupool.exchange import Message, Receive, Send
 
+FIELDS = ("structured_outputs", "response_format", "text", "output_config")
 TOOLS: dict[str, Any] = {"tools": [{"type": "function", "function": {"name": "f"}}]}
 BODIES: dict[str, tuple[dict[str, Any], str | None]] = {
     "nothing": ({"messages": []}, None),
@@ -24,6 +25,9 @@ BODIES: dict[str, tuple[dict[str, Any], str | None]] = {
         {"output_config": {"format": {"type": "json_schema"}}},
         "output_config.format",
     ),
+    "a number each": (dict.fromkeys(FIELDS, -1), None),
+    "a list each": (dict.fromkeys(FIELDS, ["a"]), None),
+    "a format of a text": ({"output_config": {"format": "json"}, "text": {"format": 5}}, None),
     "tools": (TOOLS, None),
     "tools it may call": (TOOLS | {"tool_choice": "auto"}, None),
     "tools it must call": (TOOLS | {"tool_choice": "required"}, "tools"),

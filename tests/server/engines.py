@@ -8,10 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gpupool.capabilities import ENGINES
+from gpupool.setting_types import HOSTED
 from tests import demo_model
 from tests.pool import Pool
 
-NAMES = tuple(ENGINES)
+NAMES = tuple(name for name in ENGINES if name != HOSTED)
 MODEL = "smol"  # the name of the model that all tests share
 # 16-bit keys and values, and the fused attention that rounds to them, are llama.cpp's default.
 LLAMA_CPP_EXACT = ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.commands import Commands, scripted, session_of
+from tests.demo_model import gguf_path
 from tests.machine import fake_machine, uuid_of
 from tests.pool import Pool, is_alive, wait_until
 from tests.server.load import Load
@@ -29,12 +30,14 @@ def _gpupool(tmp_path: Path) -> Iterator[Commands]:
 
 
 def test_a_users_path_from_run_to_stop(tmp_path: Path) -> None:
-    """Two pools share three GPUs; a restart under load loses no request; stop answers what is in
-    flight, and leaves nothing."""
+    """A plan first. Two pools share three GPUs; a restart under load loses no request; stop answers
+    what is in flight, and leaves nothing."""
     with fake_machine(tmp_path, gpus=3) as machine, Commands(tmp_path, **machine.env()) as gpupool:
         a = scripted(workers=2, ready_quorum=2, engine_args=["--token-s", "0.02"])
         b = scripted(workers=1, api_key="hush-hush")
         gpupool.write({"models": {"a": a, "b": b}})
+        planned = gpupool("plan", "--model_name", gguf_path())
+        assert (planned.returncode, "KV cache" in planned.stdout) == (0, True)
         done = gpupool.run()
         assert f"a: ready, 2 of 2 worker(s), http://127.0.0.1:{a['port']}" in done.stdout
         pool = gpupool.attached(a["port"])

@@ -21,7 +21,7 @@ import pytest
 from tests.machine import fake_machine
 from tests.pool import Pool, is_alive, wait_until
 
-pytestmark = [pytest.mark.server, pytest.mark.quiet, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
 
 BODY = {"instances": "abc", "params": {"max_tokens": 3}}
 

@@ -8,30 +8,25 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
-from tests.commands import Commands
+from tests.browser import browser, tab
+from tests.commands import TALKER, Commands, session_of
+from tests.demo_model import gguf_path
+from tests.documented import commands_of
 from tests.machine import fake_machine
-from tests.pool import ROOT, clean_environment, free_port, is_alive, wait_until
+from tests.pool import ROOT, Pool, clean_environment, free_port, is_alive, wait_until
 
 pytestmark = pytest.mark.server
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    re.sub(r"\s+#.*", "", line)
-    for block in BLOCKS
-    for line in block.replace("\\\n", " ").splitlines()
-    if line
-]
-
-
-def test_every_command_of_the_readme_has_a_test() -> None:
-    tested = ("make demo", "make test", "curl ", "pip install '.[vllm]'", "bash start_gunicorn.sh ")
-    tested += ("gpupool ",)
-    assert [command for command in COMMANDS if not command.startswith(tested)] == []
+COMMANDS = commands_of(ROOT / "README.md")
 
 
 @pytest.mark.model
@@ -77,26 +72,95 @@ def test_make_demo_answers_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.timeout(180)
-def test_the_commands_run_the_demo_file_from_its_start_to_its_end(tmp_path: Path) -> None:
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("document", ["README.md", "docs/cli.md"])
+def test_the_commands_run_the_demo_file_from_its_start_to_its_end(
+    document: str, tmp_path: Path
+) -> None:
+    """As a new user does, who asks first whether the model fits, and whose clients ask on while a
+    pool restarts."""
     demo = (ROOT / "examples" / "demo.yaml").read_text()
-    for port in (5002, 5003):
-        demo = demo.replace(str(port), str(free_port()))
+    ports = {"small": free_port(), "other": free_port()}
+    for stock, port in zip((5002, 5003), ports.values(), strict=True):
+        demo = demo.replace(str(stock), str(port))
     with Commands(tmp_path) as gpupool:
         gpupool.file.write_text(demo)
         outputs = {}
-        for command in COMMANDS:
-            if command.startswith("gpupool "):
-                _, *words = shlex.split(command.replace("examples/demo.yaml", str(gpupool.file)))
-                if words[0] == "query":
-                    words += ["--temperature", "0", "--max_tokens", "4"]
+        plan = f"gpupool plan --model_name {gguf_path()} --gpu A10"
+        for command in [plan, *commands_of(ROOT / document)]:
+            if not command.startswith("gpupool "):
+                continue
+            _, *words = shlex.split(command.replace("examples/demo.yaml", str(gpupool.file)))
+            if words[0] == "query":
+                words += ["--temperature", "0", "--max_tokens", "4"]
+            if words[0] == "restart":
+                done = restart_under_load(gpupool, ports["small"], words)
+            else:
                 done = gpupool(*words)
-                assert done.returncode == 0, (command, done.stdout, done.stderr)
-                outputs[words[0]] = done.stdout
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            outputs[words[0]] = done.stdout
+            if words[0] == "query":
+                open_the_page(ports["small"])
+            if words[0] == "run":
+                everything = [pid for name in ports for pid in session_of(gpupool.master(name))]
+    assert "KV cache" in outputs["plan"]
     assert outputs["status"].count(": ready 1 of 1") == 2
     assert outputs["query"].strip()
     assert "small: restarted" in outputs["restart"]
     assert sorted(outputs["stop"].splitlines()) == ["other: stopped", "small: stopped"]
+    assert len(everything) > 4
+    assert not [pid for pid in everything if is_alive(pid)]
+
+
+def open_the_page(port: int) -> None:
+    """And ask what it has to say."""
+    with browser() as chromium, tab(chromium, f"http://127.0.0.1:{port}") as page:
+        expect(page.get_by_text("1 of 1 worker ready")).to_be_visible()
+        expect(page.locator("#model option")).not_to_have_count(0)
+        page.locator("#prompt").fill("Say hello.")
+        page.locator("#prompt").press("Enter")
+        expect(page.locator(".turn:last-of-type .figures")).to_contain_text("tokens/s")
+
+
+def restart_under_load(
+    gpupool: Commands, port: int, words: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """Two clients ask on; none is refused or left without its answer."""
+    stop, statuses = threading.Event(), []
+
+    def ask_on() -> None:
+        while not stop.is_set():
+            body = {"instances": ["The capital of France is"], "params": {"max_tokens": 4}}
+            statuses.append(gpupool.attached(port).post("/infer", body)[0])
+
+    with ThreadPoolExecutor(2) as threads:
+        clients = [threads.submit(ask_on) for _ in range(2)]
+        try:
+            done = gpupool(*words)
+        finally:
+            stop.set()
+        for client in clients:
+            client.result()
+    assert set(statuses) == {200}
+    return done
+
+
+def test_the_python_example_of_the_openai_page_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "openai.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [model] = re.findall(r'model="([^"]+)"', example)
+    flags = ("--model_name", model, "--infer_type", TALKER, "--api_key", "secret")
+    with Pool(tmp_path, *flags) as pool:
+        pool.wait_ready(Authorization="Bearer secret")
+        here = example.replace("5002", str(pool.port))
+        here, changed = re.subn('api_key="[^"]+"', 'api_key="secret"', here)
+        assert changed == 1
+        names: dict[str, Any] = {}
+        exec(here, names)
+        names["client"].close()
+    assert "Hello" in capsys.readouterr().out
 
 
 @pytest.mark.model

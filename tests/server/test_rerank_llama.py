@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pool import Pool
+from tests.documented import commands_of
+from tests.pool import ROOT, Pool
 from tests.scrape import scrape, total
 from tests.server.engines import LLAMA_CPP_EXACT
 from tests.tiny_ranker import CONTEXT_TOKENS, WORDS, write_ranker
@@ -138,3 +142,12 @@ def test_an_encoder_embeds(tmp_path: Path) -> None:
         assert status == 200, answer
         assert [len(item["embedding"]) for item in answer["data"]] == [32, 32]
         assert encoder.post("/infer", {"instances": "x"})[0] == 400
+
+
+def test_the_example_of_the_document_runs(pool: Pool) -> None:
+    [command] = [
+        one for one in commands_of(ROOT / "docs" / "llama-cpp.md") if one.startswith("curl")
+    ]
+    here = shlex.split(command.replace("5002", str(pool.port)))
+    done = subprocess.run(here, capture_output=True, text=True, timeout=60, check=True)
+    assert len(json.loads(done.stdout)["results"]) == 1

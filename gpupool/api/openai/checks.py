@@ -90,6 +90,8 @@ class Able:
     """Whether the engine may fetch pictures and sounds from the network for a client."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """By the path of a route that this engine has not: what it would need."""
+    whole: frozenset[str] = frozenset()
+    """Paths of routes whose lists stay together, as one sequence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,11 +124,12 @@ class Gate:
         refuse_half_pairs(raw, body)
         ask = check(route, body, self._behind.able)
         refuse_large_numbers(raw, body)
-        parts = split(route, body, ask)
+        is_whole = route.path in self._behind.able.whole
+        parts = [] if is_whole else split(route, body, ask)
         if parts and self._fanout is not None:
             await answer.give(await self._spread(route, body, parts, clock, call))
             return
-        call.hold_slots(ask.num_sequences)
+        call.hold_slots(1 if is_whole else ask.num_sequences)
         answer.clock = clock.start_sequence()
         answer.keeps_usage = ask.wants_usage
         body = _with_usage(route, body, ask)

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpupool.api.openai.checks import Able, check_model_name
 from gpupool.api.openai.routes import MODELS
+from gpupool.engines.base import UNKNOWN_CONTEXT
 
 OWNER = "gpupool"
 
@@ -22,6 +23,7 @@ def describe_models(path: str, able: Able, since: int) -> dict[str, Any]:
 
 def _describe(name: str, able: Able, since: int) -> dict[str, Any]:
     """OpenAI's fields, and the length of the context as vLLM names it."""
+    context = able.model.context_tokens
     return {
         "id": name,
         "object": "model",
@@ -29,5 +31,5 @@ def _describe(name: str, able: Able, since: int) -> dict[str, Any]:
         "owned_by": OWNER,
         "root": able.model_names[0],
         "parent": None,
-        "max_model_len": able.model.context_tokens,
+        "max_model_len": None if context == UNKNOWN_CONTEXT else context,
     }

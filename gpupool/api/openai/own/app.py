@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gpupool.api.openai.own.fields import fields_for, refuse_others
@@ -10,9 +9,10 @@ from gpupool.api.openai.own.query import Query
 from gpupool.api.openai.own.reply import render
 from gpupool.api.openai.own.runner import Runner
 from gpupool.engines.base import Engine
-from gpupool.errors import Cancelled, NotFound
+from gpupool.errors import NotFound
 from gpupool.exchange import Message, Receive, Send
 from gpupool.outgoing import Outgoing
+from gpupool.tasks import unless_gone
 
 Handlers = Mapping[str, Callable[[Query], Awaitable[None]]]
 
@@ -53,24 +53,4 @@ class OwnApp:
             self._handlers = await self._runner.off_loop(find_handlers)
         name = body.get("model") or self._model_names[0]
         query = Query(body, self._runner, Outgoing(send, render), name)
-        await _unless_gone(self._handlers[path](query), receive)
-
-
-async def _unless_gone(work: Awaitable[None], receive: Receive) -> None:
-    """Both end before this does."""
-    answering = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_gone(receive))
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise Cancelled("the client closed the connection")
-    finally:
-        for task in (answering, leaving):
-            task.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
-    answering.result()
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        await unless_gone(self._handlers[path](query), receive)

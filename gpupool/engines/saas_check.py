@@ -1,0 +1,51 @@
+"""Whether a host is there, takes the pool's key and has the model: one cheap question (preflight,
+before any fork; worker, before it is ready)."""
+
+from __future__ import annotations
+
+import httpx
+
+from gpupool.engines.saas_args import HOW_TO_GIVE_A_KEY, SaasArgs
+from gpupool.engines.saas_client import headers_of, read_json
+from gpupool.engines.saas_key import secrets_of
+from gpupool.errors import ConfigError, GpupoolError
+from gpupool.nearest import nearest_hint
+
+PATIENCE_S = 10.0
+NO_LIST = (404, 405, 501)
+"""From a host that answers, and has no list of its models."""
+
+
+class HostUnreachable(GpupoolError):
+    """Nobody answers, or with an error of his own. Later somebody may."""
+
+
+def check_address(url: str, args: SaasArgs, model: str, key: str | None) -> str | None:
+    """Blocks for an answer of GET URL/models. ConfigError if the key is refused, HostUnreachable
+    if there is no answer; a model that is not in the list comes back as a warning, since hosts
+    serve more than they list."""
+    try:
+        with httpx.Client(headers=headers_of(key, args), timeout=PATIENCE_S) as client:
+            answer = client.get(f"{url}/models")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        told = secrets_of(key).hide(" ".join(str(error).split())) or type(error).__name__
+        raise HostUnreachable(f"no answer from {url}: {told}") from None
+    status = answer.status_code
+    if status in (401, 403):
+        asked = "refuses the pool's key" if key is not None else "wants a key"
+        raise ConfigError(f"--saas.base_url {url} {asked} ({status}); {HOW_TO_GIVE_A_KEY}")
+    if status in NO_LIST:
+        return None
+    if status != 200:
+        raise HostUnreachable(f"{url} answers {status} when it is asked for its models")
+    return _missing(answer.content, url, model)
+
+
+def _missing(raw: bytes, url: str, model: str) -> str | None:
+    listed = read_json(raw).get("data")
+    if not isinstance(listed, list):
+        return None
+    names = [str(item["id"]) for item in listed if isinstance(item, dict) and "id" in item]
+    if not names or model in names:
+        return None
+    return f"{url} does not list the model {model!r}{nearest_hint(model, names)}"

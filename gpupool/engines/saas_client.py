@@ -1,0 +1,198 @@
+"""A host that speaks OpenAI's API, asked over HTTP (worker process, the engine's loop).
+
+Bodies and answers pass as they are: nothing of them has to be known here. litellm, which is for
+the others, loses choices of streams with `n` and takes a stream that broke for a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+
+from gpupool.engines.saas_args import SaasArgs
+from gpupool.engines.saas_errors import HostBroken, HostGarbled, HostRefused, HostSilent
+from gpupool.engines.saas_key import silence_libraries
+
+Json = dict[str, Any]
+
+CONNECT_TIMEOUT_S = 10.0
+MAX_ERROR_BYTES = 65_536
+OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that is whole."""
+
+    content: Json
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer that comes in pieces; a failure ends them with one of saas_errors'."""
+
+    events: AsyncGenerator[Json]
+    headers: Mapping[str, str]
+
+
+class Client(Protocol):
+    """Asks one host, once; raises HostRefused, HostSilent or HostBroken. Paths are ours, such as
+    /v1/chat/completions."""
+
+    async def ask(self, path: str, body: Json) -> Reply:
+        """A whole answer."""
+
+    def stream(self, path: str, body: Json) -> Any:
+        """An async context manager that gives a Stream; leaving it closes the connection, which is
+        what stops the host."""
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+
+
+class DirectClient:
+    """Of an address that speaks OpenAI's API."""
+
+    def __init__(self, url: str, key: str | None, args: SaasArgs) -> None:
+        self._url = url
+        silence_libraries()
+        self._timeout_s = args.timeout_s
+        self._client = httpx.AsyncClient(
+            headers=headers_of(key, args),
+            timeout=httpx.Timeout(args.timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=args.max_parallel),
+        )
+
+    async def ask(self, path: str, body: Json) -> Reply:
+        """See Client.ask."""
+        async with self._send(path, body) as response:
+            with _named():
+                async with asyncio.timeout(self._timeout_s):
+                    raw = await response.aread()
+            content = read_json(raw)
+            if not content:
+                raise HostGarbled("an answer that is no JSON object")
+            if content.get("error") and not {"choices", "data"} & content.keys():
+                raise HostRefused(_status_in(content), response.headers, content)
+            return Reply(content, response.headers)
+
+    @asynccontextmanager
+    async def stream(self, path: str, body: Json) -> AsyncIterator[Stream]:
+        """See Client.stream."""
+        async with self._send(path, body) as response:
+            yield Stream(_events(response), response.headers)
+
+    async def aclose(self) -> None:
+        """See Client.aclose."""
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def _send(self, path: str, body: Json) -> AsyncIterator[httpx.Response]:
+        """A good answer that begins."""
+        url = self._url + path.removeprefix("/v1")
+        request = self._client.build_request("POST", url, json=body)
+        with _named():
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.send(request, stream=True)
+        try:
+            if response.status_code != OK:
+                with _named():
+                    raise await _refusal(response)
+            yield response
+        finally:
+            await response.aclose()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """What fails within is a failure of the host."""
+    try:
+        yield
+    except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise HostBroken(repr(error)) from None
+    except (TimeoutError, httpx.TimeoutException):
+        raise HostSilent from None
+    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        raise HostBroken(repr(error)) from None
+
+
+def headers_of(key: str | None, args: SaasArgs) -> dict[str, str]:
+    """What all requests to a host have."""
+    headers = {str(name): str(value) for name, value in args.extra.get("extra_headers", {}).items()}
+    if "organization" in args.extra:
+        headers["OpenAI-Organization"] = str(args.extra["organization"])
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    return headers | {"User-Agent": "gpupool"}
+
+
+async def _refusal(response: httpx.Response) -> HostRefused:
+    raw = b""
+    async for piece in response.aiter_bytes():
+        raw += piece
+        if len(raw) > MAX_ERROR_BYTES:
+            break
+    return HostRefused(response.status_code, response.headers, read_json(raw))
+
+
+async def _events(response: httpx.Response) -> AsyncGenerator[Json]:
+    """The pieces, until the host says that there are no more, or all choices have ended."""
+    lines = _lines(response)
+    running: set[int] = set()
+    has_begun = False
+    while True:
+        with _named():
+            line = await anext(lines, None)
+        if line is None:
+            break
+        if not line.startswith(b"data:"):
+            continue
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            return
+        event = read_json(data)
+        if event.get("error"):
+            raise HostRefused(_status_in(event), response.headers, event)
+        if not event:
+            raise HostGarbled("an event that is no JSON object")
+        for choice in event.get("choices") or ():
+            has_begun = True
+            running.add(choice.get("index", 0))
+            if choice.get("finish_reason"):
+                running.discard(choice.get("index", 0))
+        yield event
+    if running or not has_begun:
+        raise HostBroken("a stream that ended before its end")
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """Split at line feeds alone: a text may have other characters that Python ends lines at."""
+    pending = b""
+    async for piece in response.aiter_bytes():
+        *whole, pending = (pending + piece).split(b"\n")
+        for line in whole:
+            yield line
+    if pending:
+        yield pending
+
+
+def _status_in(event: Json) -> int:
+    told = event["error"]
+    code = told.get("code") if isinstance(told, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def read_json(raw: bytes) -> Json:
+    """The object, or an empty one."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
