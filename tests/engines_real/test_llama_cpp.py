@@ -72,6 +72,7 @@ def reference(tokens: Sequence[int]) -> list[float]:
     return [row[token].item() for row, token in zip(rows, tokens[1:], strict=True)]
 
 
+@pytest.mark.slow  # what is likeliest follows from the log-probabilities, which are compared below
 def test_greedy_is_what_transformers_gives(client: Client) -> None:
     import torch
 
@@ -114,14 +115,8 @@ def test_more_requests_than_slots_all_answer(client: Client) -> None:
     assert {completion_of(answer).finish_reason for answer in answers} <= {"length", "stop"}
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(42, id="small", marks=pytest.mark.slow),
-        pytest.param(-1, id="negative", marks=pytest.mark.slow),
-        pytest.param(2**63 - 1, id="64 bits"),
-    ],
-)
+@pytest.mark.slow  # tests/server/test_infer.py asks a whole pool for the same
+@pytest.mark.parametrize("seed", [42, -1, 2**63 - 1], ids=["small", "negative", "64 bits"])
 def test_seed_gives_the_same_text_alone_and_among_others(client: Client, seed: int) -> None:
     params: dict[str, Any] = {"temperature": 1.0, "seed": seed, "max_tokens": 24}
     alone = client.complete(PROMPT, **params)

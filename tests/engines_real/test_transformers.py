@@ -59,7 +59,8 @@ def test_concurrent_requests_share_steps(client: Client) -> None:
     assert manager.current_batch - before < 2 * 20 + len(OTHERS)
 
 
-@pytest.mark.parametrize("temperature", [0.7, pytest.param(1.5, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/server/test_infer.py asks a whole pool for the same
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_seed_gives_the_same_text_alone_and_among_others(
     client: Client, temperature: float
 ) -> None:
