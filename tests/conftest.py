@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -36,6 +37,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What loads a model comes first, so that the short rest evens the processes out at the end."""
     items.sort(key=lambda item: item.get_closest_marker("model") is None)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_python_makes_them() -> None:
+    """gunicorn's set-up, and engines' when they are imported, hide lines from tests that come
+    later."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in ["gpupool", *logging.Logger.manager.loggerDict]:
+        if name.partition(".")[0] == "gpupool":
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate, logger.disabled = [], True, False
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

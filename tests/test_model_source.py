@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from gpupool import model_source
 from gpupool.errors import ConfigError, GpupoolError
+from gpupool.extras import install_line
 from gpupool.model_source import fetch, folder_of, look_up
 from gpupool.settings import Settings, read_settings
 from tests.modelscope import STUB, Hub
@@ -133,7 +135,7 @@ def test_a_hub_that_cannot_be_reached_may_come_back(
 def test_without_the_package_it_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope", None)
     for act in (lambda: fetched("org/m"), lambda: look_up(settings("org/m"), "vllm")):
-        with pytest.raises(ConfigError, match=r"pip install 'gpupool\[modelscope\]'"):
+        with pytest.raises(ConfigError, match=re.escape(install_line("modelscope"))):
             act()
 
 

@@ -22,7 +22,7 @@ from gpupool import procfs
 from tests.pool import is_alive, wait_until
 from tests.server.engines import engine_pool
 
-pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.quiet, pytest.mark.model, pytest.mark.timeout(600)]
 
 LONG = {"instances": "Once upon a time", "params": {"max_tokens": 400, "ignore_eos": True}}
 STREAM = {
