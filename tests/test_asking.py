@@ -10,6 +10,7 @@ from gpupool import asking
 from gpupool.asking import Asking
 from gpupool.balancer import View
 from gpupool.mailbox import Mailboxes
+from tests.mailboxes import open_mailboxes
 
 OWN = View(index=0, state="ready", is_ready=True, slots=4, running=1)
 OLDER = View(index=1, state="ready", is_ready=True, slots=4, running=4, waiting=3, oldest=10.0)
@@ -35,11 +36,8 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(name="mailboxes")
 def _mailboxes() -> Iterator[Mailboxes]:
-    mailboxes = Mailboxes(2)
-    yield mailboxes
-    for sending, receiving in mailboxes._pairs:
-        sending.close()
-        receiving.close()
+    with open_mailboxes(2) as found:
+        yield found
 
 
 def counts_asked(mailboxes: Mailboxes) -> list[int]:

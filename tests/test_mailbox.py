@@ -13,15 +13,13 @@ import pytest
 from gpupool import mailbox
 from gpupool.mailbox import MAX_INLINE, Mailboxes, Message, close_all
 from tests.forked import Forked, Say
+from tests.mailboxes import open_mailboxes
 
 
 @pytest.fixture(name="mailboxes")
 def _mailboxes() -> Iterator[Mailboxes]:
-    mailboxes = Mailboxes(3)
-    yield mailboxes
-    for sending, receiving in mailboxes._pairs:
-        sending.close()
-        receiving.close()
+    with open_mailboxes(3) as found:
+        yield found
 
 
 @pytest.mark.parametrize("size", [0, 10, MAX_INLINE, MAX_INLINE + 1, 3_000_000])

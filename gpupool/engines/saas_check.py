@@ -6,9 +6,10 @@ from __future__ import annotations
 import httpx
 
 from gpupool.engines.saas_args import HOW_TO_GIVE_A_KEY, SaasArgs
-from gpupool.engines.saas_client import headers_of, read_json
+from gpupool.engines.saas_client import headers_of
 from gpupool.engines.saas_key import secrets_of
 from gpupool.errors import ConfigError, GpupoolError
+from gpupool.json_object import object_or_empty
 from gpupool.nearest import nearest_hint
 
 PATIENCE_S = 10.0
@@ -42,7 +43,7 @@ def check_address(url: str, args: SaasArgs, model: str, key: str | None) -> str 
 
 
 def _missing(raw: bytes, url: str, model: str) -> str | None:
-    listed = read_json(raw).get("data")
+    listed = object_or_empty(raw).get("data")
     if not isinstance(listed, list):
         return None
     names = [str(item["id"]) for item in listed if isinstance(item, dict) and "id" in item]

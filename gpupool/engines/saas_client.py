@@ -7,7 +7,6 @@ the others, loses choices of streams with `n` and takes a stream that broke for 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import httpx
 from gpupool.engines.saas_args import SaasArgs
 from gpupool.engines.saas_errors import HostBroken, HostGarbled, HostRefused, HostSilent
 from gpupool.engines.saas_key import silence_libraries
+from gpupool.json_object import object_or_empty
 
 Json = dict[str, Any]
 
@@ -76,7 +76,7 @@ class DirectClient:
             with _named():
                 async with asyncio.timeout(self._timeout_s):
                     raw = await response.aread()
-            content = read_json(raw)
+            content = object_or_empty(raw)
             if not content:
                 raise HostGarbled("an answer that is no JSON object")
             if content.get("error") and not {"choices", "data"} & content.keys():
@@ -139,7 +139,7 @@ async def _refusal(response: httpx.Response) -> HostRefused:
         raw += piece
         if len(raw) > MAX_ERROR_BYTES:
             break
-    return HostRefused(response.status_code, response.headers, read_json(raw))
+    return HostRefused(response.status_code, response.headers, object_or_empty(raw))
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[Json]:
@@ -157,7 +157,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[Json]:
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             return
-        event = read_json(data)
+        event = object_or_empty(data)
         if event.get("error"):
             raise HostRefused(_status_in(event), response.headers, event)
         if not event:
@@ -187,12 +187,3 @@ def _status_in(event: Json) -> int:
     told = event["error"]
     code = told.get("code") if isinstance(told, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500
-
-
-def read_json(raw: bytes) -> Json:
-    """The object, or an empty one."""
-    try:
-        found = json.loads(raw)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -15,11 +15,12 @@ from functools import cache
 from typing import Any
 
 from gpupool.engines.saas_args import OPENAI, REQUEST_FIELDS, VENDOR_FIELDS, SaasArgs
-from gpupool.engines.saas_client import Json, Reply, Stream, read_json
+from gpupool.engines.saas_client import Json, Reply, Stream
 from gpupool.engines.saas_errors import HostBroken, HostFailure, HostRefused, HostSilent
 from gpupool.engines.saas_fields import COMPLETIONS, EMBEDDINGS
 from gpupool.engines.saas_key import missing_key, silence_libraries
 from gpupool.errors import BadRequest, ConfigError
+from gpupool.json_object import object_or_empty
 from gpupool.nearest import nearest_hint
 
 CALLBACKS = (
@@ -211,7 +212,7 @@ class VendorClient:
 
 def _told(text: str) -> Json:
     """Of the vendor's own body, where litellm passes that on as the text."""
-    found = read_json(text.encode()).get("error")
+    found = object_or_empty(text.encode()).get("error")
     return found if isinstance(found, dict) else {"message": text}
 
 

@@ -6,14 +6,15 @@ vLLM's launcher makes the same application for its own server. Imports vLLM only
 from __future__ import annotations
 
 import inspect
-import json
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
+from gpupool.errors import BadRequest
 from gpupool.exchange import App, Message, Receive, Send
+from gpupool.json_object import object_or_empty
 
 FAILED_GENERATION = "Internal server error"
 """The text of vLLM's GenerationError."""
@@ -38,7 +39,7 @@ async def mount(client: Any, args: Namespace) -> Any:
 def telling_bad_formats(app: App) -> App:
     """vLLM's engine compiles a format when the request is there already. Where it cannot, or where
     no token fits, all that its API hears is that the generation failed, and it answers 500 to what
-    is a bad request."""
+    is a bad request. So this raises BadRequest, for the gate."""
 
     async def tell(scope: Message, receive: Receive, send: Send) -> None:
         field = restricting_field(scope["state"]["body"])
@@ -54,7 +55,14 @@ def telling_bad_formats(app: App) -> App:
                 await send(message)
 
         await app(scope, receive, look)
-        for message in _as_bad_format(failed, field) if _is_failed_generation(failed) else failed:
+        if _is_failed_generation(failed):
+            raise BadRequest(
+                f"vLLM cannot generate by this {field}: it does not compile, or no text fits it; "
+                "the server's log has what its compiler says",
+                param=field,
+                code="invalid_grammar",
+            )
+        for message in failed:
             await send(message)
 
     return tell
@@ -62,22 +70,9 @@ def telling_bad_formats(app: App) -> App:
 
 def _is_failed_generation(messages: Sequence[Message]) -> bool:
     """Whether these are vLLM's answer to a GenerationError, and not that to a dead engine."""
-    try:
-        error = json.loads(b"".join(message.get("body", b"") for message in messages))["error"]
-        return bool(error["message"] == FAILED_GENERATION)
-    except (ValueError, LookupError, TypeError):
-        return False
-
-
-def _as_bad_format(messages: Sequence[Message], field: str) -> Iterator[Message]:
-    message = (
-        f"vLLM cannot generate by this {field}: it does not compile, or no text fits it; the "
-        "server's log has what its compiler says"
-    )
-    error = {"message": message, "param": field, "code": "invalid_grammar"}
-    body = json.dumps({"error": error}).encode()
-    yield {**messages[0], "status": HTTPStatus.BAD_REQUEST}
-    yield {"type": "http.response.body", "body": body, "more_body": False}
+    body = b"".join(message.get("body", b"") for message in messages)
+    error = object_or_empty(body).get("error")
+    return isinstance(error, dict) and error.get("message") == FAILED_GENERATION
 
 
 def restricting_field(body: Mapping[str, Any]) -> str | None:

@@ -22,6 +22,8 @@ from gpupool.totals import PoolTotals, Totals
 MODEL = ModelInfo(name="tiny", context_tokens=100, vocab_size=1000, slots=4)
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+WHOLE = {"id": "x", "choices": [{"index": 0}], "usage": USAGE}
 FIELDS = {
     CHAT: frozenset(
         [

@@ -5,24 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from tests.openai.client import ABLE, CHAT, Script, ask, gate_around
-
-HELLO = {"messages": [{"role": "user", "content": "hello"}]}
-USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-WHOLE = {"id": "x", "choices": [{"index": 0}], "usage": USAGE}
-
-
-def event(**content: Any) -> bytes:
-    return b"data: " + json.dumps(content).encode() + b"\n\n"
-
-
-DONE = b"data: [DONE]\n\n"
-TOKEN = event(choices=[{"delta": {"content": "a"}}])
-LAST = event(choices=[], usage=USAGE)
+from tests.openai.chats import HELLO
+from tests.openai.client import ABLE, CHAT, WHOLE, Script, ask, gate_around
 
 
 def test_a_whole_answer_is_passed_on_as_it_is() -> None:

@@ -14,12 +14,9 @@ from gpupool.mailbox import Message
 from gpupool.scoreboard import Row
 from gpupool.slots import Slots
 from gpupool.totals import PoolTotals
-from tests.openai.client import ABLE, CHAT, COMPLETIONS, Script, ask, gate_around
+from tests.openai.chats import HELLO
+from tests.openai.client import ABLE, CHAT, COMPLETIONS, USAGE, WHOLE, Script, ask, gate_around
 from tests.test_app import make_client
-
-HELLO = {"messages": [{"role": "user", "content": "hello"}]}
-USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-WHOLE = {"id": "x", "choices": [{"index": 0}], "usage": USAGE}
 
 
 def event(**content: Any) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gpupool.engines.vllm_openai import FAILED_GENERATION, restricting_field, telling_bad_formats
+from gpupool.errors import BadRequest
 from gpupool.exchange import Message, Receive, Send
 
 FIELDS = ("structured_outputs", "response_format", "text", "output_config")
@@ -61,7 +62,11 @@ def answer(body: dict[str, Any], status: int, message: str) -> tuple[int, Any]:
         sent.append(message)
 
     scope = {"state": {"body": body}}
-    asyncio.run(telling_bad_formats(app)(scope, receive, send))
+    try:
+        asyncio.run(telling_bad_formats(app)(scope, receive, send))
+    except BadRequest as error:
+        assert not sent
+        return error.status, {"code": error.code, "param": error.param}
     content = b"".join(message.get("body", b"") for message in sent)
     assert not sent[-1]["more_body"]
     return sent[0]["status"], json.loads(content)["error"]

@@ -16,6 +16,7 @@ from gpupool.call import Call
 from gpupool.clock import SequenceClock
 from gpupool.errors import EngineError, RequestError, render_error
 from gpupool.exchange import Message, Send
+from gpupool.json_object import object_or_empty
 from gpupool.outgoing import JSON_TYPE, render_event
 from gpupool.request_id import HEADER
 
@@ -99,9 +100,9 @@ class Answer:
         if self.status >= 500 and self._is_dead():
             return  # Another worker may answer.
         if self.status >= 400:
-            await self.fail(error_of(read_answer(body), self.status))
+            await self.fail(error_of(object_or_empty(body), self.status))
             return
-        self._count(read_answer(body).get("usage"))
+        self._count(object_or_empty(body).get("usage"))
         await self._end(body)
 
     async def fail(self, error: BaseException) -> None:
@@ -227,13 +228,5 @@ def error_of(body: dict[str, Any], status: int) -> RequestError:
 def _read_event(event: bytes) -> dict[str, Any]:
     for line in event.splitlines():
         if line.startswith(b"data: {"):
-            return read_answer(line.removeprefix(b"data: "))
+            return object_or_empty(line.removeprefix(b"data: "))
     return {}
-
-
-def read_answer(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

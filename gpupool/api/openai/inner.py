@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpupool.api.openai.answer import error_of, read_answer
+from gpupool.api.openai.answer import error_of
 from gpupool.api.openai.checks import Able, Body
 from gpupool.batch import Answered, OpenAIJob, Outcome
 from gpupool.engines.base import Failed
 from gpupool.errors import EngineDead, EngineError, RequestError
 from gpupool.exchange import SPEC, App, Message, Receive, Send
+from gpupool.json_object import object_or_empty
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def read_part(outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Failed):
         raise outcome.error
     assert isinstance(outcome, Answered)
-    content = read_answer(outcome.content)
+    content = object_or_empty(outcome.content)
     if outcome.status != 200:
         raise error_of(content, outcome.status)
     return content
