@@ -8,6 +8,9 @@ BESIDE := $(PYTEST) --numprocesses 2 --dist loadscope --no-loadscope-reorder
 ALONE := $(PYTEST) --last-failed --last-failed-no-failures none
 SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh requirements/nginx.sh .ci/run
 
+# Thousands of short processes import this project; without its bytecode each compiles it anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install fmt lint type test test-fast test-long prove docs demo bench clean
 

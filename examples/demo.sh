@@ -16,4 +16,5 @@ fi
 
 unset VIRTUAL_ENV CONDA_PREFIX
 exec bash "$here/start_gunicorn.sh" --infer_type llama_cpp --workers 2 \
-    --cuda_visible_devices "" --model_name "$package/SmolLM2-135M-Instruct.Q4_1.gguf"
+    --cuda_visible_devices "" --served_model_name smollm2 \
+    --model_name "$package/SmolLM2-135M-Instruct.Q4_1.gguf"

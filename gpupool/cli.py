@@ -24,7 +24,7 @@ EXAMPLES = {
     "status": "gpupool status --watch",
     "restart": "gpupool restart small",
     "logs": "gpupool logs -f small --worker 0",
-    "query": 'gpupool query small "What is the capital of France?"',
+    "query": 'gpupool query small "Name three fruits." --temperature 0',
     "leases": "gpupool leases",
     "doctor": "gpupool doctor -f examples/demo.yaml",
     "plan": "gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct",

@@ -22,7 +22,7 @@ usage: start_gunicorn.sh --model_name MODEL [flag ...] [-- engine argument ...]
 
 Serve one model on every GPU of this machine, or on its CPU cores, behind one port.
 Each flag can also be written with hyphens, or set by the variable in brackets.
-What stands after -- goes to the engine's own argument parser unchanged.
+Arguments after -- go to the engine's own argument parser unchanged.
 
 """
 TAIL = """

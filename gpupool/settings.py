@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     infer_type: EngineName = Field(
         default="",
         validation_alias=_ancestor("INFER_TYPE", "infer_type"),
-        description="vllm, transformers, llama_cpp, saas for a model that others host (any "
+        description="vllm, transformers, llama_cpp, saas for a hosted model (any "
         "case), or package.module:EngineClass; default: vllm where GPUs are, else llama_cpp",
         json_schema_extra={"metavar": "ENGINE"},
     )
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     ready_quorum: int = Field(
         default=1,
         ge=1,
-        description="ready workers that make the service started for systemd",
+        description="workers that must be ready before the service counts as started",
     )
     api_key: Keys = Field(
         default=(),
@@ -193,7 +193,8 @@ class Settings(BaseSettings):
     )
     lock_dir: Path | None = Field(
         default=None,
-        description="directory of the GPU leases, shared by all services and users",
+        description="directory of the GPU leases, shared by all services and users; default: "
+        "/run/lock/gpupool, or /dev/shm/gpupool",
         json_schema_extra={"metavar": "FOLDER"},
     )
     log_level: LogLevel = Field(

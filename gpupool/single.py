@@ -98,7 +98,7 @@ def _parser(infer_type: str, known: list[Flag]) -> Parser:
     parser = Parser(
         prog=f"{infer_type}_url.py",
         description="Serve one model on the GPUs of --gpuid, or on the CPU where there are none, "
-        "as a pool of one worker. What stands after -- goes to the engine's own parser.",
+        "as a pool of one worker. Arguments after -- go to the engine's own parser.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -21,7 +21,7 @@ class Requests:
 
     def __init__(self) -> None:
         self.num_begun = 0
-        self.loop = RequestLoop(self._count)
+        self.loop = RequestLoop(self._count, "requests")
         self.loop.start()
         self.answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
 

@@ -18,7 +18,7 @@ def doctor(
         Path | None, flag("file", "also look at what the pools of this file need", "-f")
     ] = None,
 ) -> None:
-    """Check what bites people, with each fix beside it.
+    """Check for common problems, with each fix beside it.
 
     Exit 1: something is wrong.
     """

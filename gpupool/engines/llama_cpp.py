@@ -10,10 +10,8 @@ import asyncio
 import importlib.util
 import logging
 import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import httpx
 
@@ -40,8 +38,8 @@ from gpupool.engines.llama_cpp_slots import Slot, SlotTable
 from gpupool.engines.llama_cpp_uses import Uses, uses_of
 from gpupool.engines.llama_cpp_vectors import first_ask
 from gpupool.engines.llama_cpp_vocabulary import Vocabulary
+from gpupool.engines.on_loop import OnLoop
 from gpupool.engines.outlet import Outlet
-from gpupool.engines.request_loop import RequestLoop
 from gpupool.engines.warm_up import run_once
 from gpupool.errors import ConfigError, EngineError
 from gpupool.extras import install_line
@@ -51,13 +49,12 @@ from gpupool.settings import Settings
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Work = Callable[[Slot], Awaitable[Finished | Scored]]
 
 POLL_S = 0.1
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(OnLoop):
     """One GGUF model in llama.cpp, on the slice's GPUs or on the CPU; see engines.base.Engine."""
 
     capabilities: ClassVar[frozenset[str]] = ENGINES["llama_cpp"]
@@ -66,14 +63,12 @@ class LlamaCppEngine:
     model: ModelInfo
 
     def __init__(self, settings: Settings, gpu_slice: Slice) -> None:
+        super().__init__("llama-requests")
         self._settings = settings
         self._slice = gpu_slice
         self._args = parse_engine_args(settings.engine_args)
-        self._progress = time.monotonic()
         self._num_others = 0  # requests that are not the loop's own
         self._counting = threading.Lock()
-        # Nothing was due while nothing ran.
-        self._requests = RequestLoop(on_busy=self._note_progress)
         # Set by load, the child last.
         self._child: LlamaChild | None = None
         self._uses: Uses
@@ -95,14 +90,6 @@ class LlamaCppEngine:
         uses_of(args, read_gguf(find_gguf(settings.model_name)))
 
     # Loading.
-
-    def load(self, report: Report) -> None:
-        """See Engine.load."""
-        try:
-            self._load(report)
-        except BaseException:
-            self.die()
-            raise
 
     def _load(self, report: Report) -> None:
         report("reading the file's header", None)
@@ -232,10 +219,6 @@ class LlamaCppEngine:
             log.error("the connection to llama.cpp broke error=%r", error)
             raise EngineError("the connection to the engine broke; try again") from error
 
-    def cancel(self, request_id: str) -> None:
-        """See Engine.cancel. Closing the connection is what stops llama.cpp."""
-        self._requests.cancel(request_id)
-
     # llama.cpp's own OpenAI handlers.
 
     def openai(self) -> OpenAI:
@@ -254,31 +237,11 @@ class LlamaCppEngine:
         )
         return OpenAI(app, fields_of(self._uses), leaves=leaves, absent=absent_routes(self._uses))
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """See engines.base.SpeaksOpenAI."""
-        return self._requests.spawn(work)
-
-    def is_lost(self) -> bool:
-        """See engines.base.SpeaksOpenAI. The application waits for the news before it fails."""
-        return self._requests.end_reason is not None
-
     # Life and death.
-
-    def _note_progress(self) -> None:
-        self._progress = time.monotonic()
 
     def num_inflight(self) -> int:
         """See Engine.num_inflight. llama.cpp's process tokenizes, too."""
         return self._requests.num_running + self._num_others
-
-    def last_progress(self) -> float:
-        """See Engine.last_progress."""
-        return self._progress
-
-    @property
-    def dead_reason(self) -> str | None:
-        """See Engine.dead_reason."""
-        return self._requests.end_reason
 
     def die(self) -> None:
         """See Engine.die."""

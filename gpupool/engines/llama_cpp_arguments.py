@@ -270,7 +270,7 @@ def _find_flag(name: str) -> Flag:
     if flag is None:
         known = [*FLAGS, *ALIASES, *OURS]
         raise ConfigError(
-            f"engine argument {name!r} is none that llama_cpp takes{nearest_hint(name, known)}; "
+            f"engine argument {name!r} is not one that llama_cpp takes{nearest_hint(name, known)}; "
             "they are llama-server's, without those of its port and its sampling"
         )
     return flag

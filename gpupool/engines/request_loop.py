@@ -30,7 +30,7 @@ class RequestLoop:
     `on_busy` is called on the loop when a request begins while none is running.
     """
 
-    def __init__(self, on_busy: Callable[[], None], name: str = "llama-requests") -> None:
+    def __init__(self, on_busy: Callable[[], None], name: str) -> None:
         self.has_ended = threading.Event()
         self._on_busy = on_busy
         self._end_reason: str | None = None

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import time
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from gpupool.capabilities import ENGINES
 from gpupool.engines.base import (
@@ -23,8 +21,8 @@ from gpupool.engines.base import (
     SamplingParams,
     Sink,
 )
+from gpupool.engines.on_loop import OnLoop
 from gpupool.engines.outlet import Outlet
-from gpupool.engines.request_loop import RequestLoop
 from gpupool.engines.saas_args import parse_engine_args
 from gpupool.engines.saas_check import HostUnreachable, check_address
 from gpupool.engines.saas_client import Client, DirectClient
@@ -49,10 +47,8 @@ from gpupool.settings import Settings, hosted_key
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-
-class SaasEngine:
+class SaasEngine(OnLoop):
     """One hosted model; see engines.base.Engine. A prompt's tokens are its characters."""
 
     capabilities: ClassVar[frozenset[str]] = ENGINES["saas"]
@@ -61,11 +57,10 @@ class SaasEngine:
     model: ModelInfo
 
     def __init__(self, settings: Settings, gpu_slice: Slice) -> None:
+        super().__init__("saas-requests")
         self._settings = settings
         self._args = parse_engine_args(settings.engine_args)
         self._name_there = self._args.name_there(settings.model_name)
-        self._progress = time.monotonic()
-        self._requests = RequestLoop(on_busy=self._note_progress, name="saas-requests")
         self._secrets = secrets_of(None)
         self._host: Host | None = None
 
@@ -85,14 +80,6 @@ class SaasEngine:
             log.warning("%s", error)
 
     # Loading.
-
-    def load(self, report: Report) -> None:
-        """See Engine.load."""
-        try:
-            self._load(report)
-        except BaseException:
-            self.die()
-            raise
 
     def _load(self, report: Report) -> None:
         key = read_key(self._args, hosted_key())
@@ -164,10 +151,6 @@ class SaasEngine:
         """Not among the capabilities."""
         raise NotImplementedError("a host has no beam search")
 
-    def cancel(self, request_id: str) -> None:
-        """See Engine.cancel. Closing the connection is what stops the host."""
-        self._requests.cancel(request_id)
-
     def openai(self) -> OpenAI:
         """See engines.base.SpeaksOpenAI."""
         assert self._host is not None
@@ -175,31 +158,11 @@ class SaasEngine:
         app = SaasOpenAI(self._host, self._args, name, self._name_there, self._note_progress)
         return OpenAI(app, FIELDS, absent=ABSENT, whole=frozenset({EMBEDDINGS}))
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """See engines.base.SpeaksOpenAI."""
-        return self._requests.spawn(work)
-
-    def is_lost(self) -> bool:
-        """See engines.base.SpeaksOpenAI."""
-        return self._requests.end_reason is not None
-
     # Life and death.
-
-    def _note_progress(self) -> None:
-        self._progress = time.monotonic()
 
     def num_inflight(self) -> int:
         """See Engine.num_inflight. Nothing is computed here."""
         return 0
-
-    def last_progress(self) -> float:
-        """See Engine.last_progress."""
-        return self._progress
-
-    @property
-    def dead_reason(self) -> str | None:
-        """See Engine.dead_reason."""
-        return self._requests.end_reason
 
     def die(self) -> None:
         """See Engine.die."""

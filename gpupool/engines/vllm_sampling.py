@@ -13,10 +13,13 @@ from gpupool.errors import BadRequest, EngineDead, EngineError, Overloaded, Requ
 
 BUSY_RETRY_AFTER_S = 1
 MAX_SEED = (1 << 63) - 1
+TOKENS_AT_ONCE = 16
+"""Handing a token over takes as long as all else that Python does for it. The first one comes
+alone; streams are the business of vLLM's own application."""
 
 
 def to_vllm(params: SamplingParams) -> Any:
-    """vLLM's parameters of one streamed sequence; vLLM's own validation error if it refuses."""
+    """vLLM's parameters of one sequence; vLLM's own validation error if it refuses."""
     from vllm import SamplingParams as VllmParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -39,6 +42,7 @@ def to_vllm(params: SamplingParams) -> Any:
         logprobs=params.logprobs,
         structured_outputs=_structured(params.grammar),
         output_kind=RequestOutputKind.DELTA,
+        stream_interval=TOKENS_AT_ONCE,
     )
 
 

@@ -1,14 +1,13 @@
 """A Hugging Face id: from the local cache without a network, else only the headers from the hub.
 
-huggingface_hub comes with the engines that use it, so it is imported inside functions.
+Whatever talks to the hub is imported inside functions: huggingface_hub comes with the engines that
+use it, and httpx would be a third of what the checks before each start import.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from gpupool.errors import ConfigError
 from gpupool.hub import is_reachable
@@ -32,6 +31,8 @@ def cached_folder(model_id: str) -> Path | None:
 
 def fetch_config(model_id: str) -> dict[str, Any]:
     """config.json from the hub, into the cache; a ConfigError in one line says what is wrong."""
+    import httpx
+
     asked = f"--model_name {model_id!r}"
     try:
         from huggingface_hub import constants, errors, hf_hub_download
@@ -64,6 +65,7 @@ def fetch_config(model_id: str) -> dict[str, Any]:
 
 def fetch_tensors(model_id: str) -> tuple[Tensor, ...]:
     """The headers of its safetensors files from the hub; none where it has none, or offline."""
+    import httpx
     from huggingface_hub import constants, errors, get_safetensors_metadata
 
     if constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT):

@@ -27,6 +27,7 @@ from gpupool.engines.base import (
     Sink,
 )
 from gpupool.engines.vllm import VllmEngine
+from gpupool.engines.vllm_sampling import TOKENS_AT_ONCE
 from gpupool.errors import BadRequest, Cancelled, EngineDead, EngineError
 from gpupool.partition import Slice
 from gpupool.planner.checkpoint import read_checkpoint
@@ -207,10 +208,17 @@ def test_requests_at_the_same_time_share_their_steps(engine: VllmEngine) -> None
 
 
 def test_chunks_add_up_to_the_completion(engine: VllmEngine) -> None:
-    answer = generate(engine, PROMPTS[4], max_tokens=24, temperature=0)
+    answer = generate(engine, PROMPTS[4], max_tokens=24, temperature=0, logprobs=1, ignore_eos=True)
     completion = answer.completion()
     assert "".join(chunk.text for chunk in answer.chunks) == completion.text
     assert sum((chunk.token_ids for chunk in answer.chunks), ()) == completion.token_ids
+    assert sum((chunk.logprobs for chunk in answer.chunks), ()) == completion.logprobs
+
+
+def test_tokens_after_the_first_come_several_at_a_time(engine: VllmEngine) -> None:
+    answer = generate(engine, PROMPTS[4], max_tokens=24, temperature=0, ignore_eos=True)
+    answer.completion()
+    assert [len(chunk.token_ids) for chunk in answer.chunks] == [1, TOKENS_AT_ONCE, 7]
 
 
 @pytest.mark.parametrize("seed", [7, -1, -(1 << 63), (1 << 63) - 1])
