@@ -15,10 +15,11 @@ STREAM_HEAD = JSON_HEAD.replace(b"application/json", b"text/event-stream")
 
 @dataclass
 class RawHost:
-    """Where it is, and the heads of the requests that came."""
+    """Where it is, and what came and went."""
 
     url: str
     heads: list[bytes] = field(default_factory=list)
+    num_drops: int = 0
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def raw_host(answer: bytes, *, drop: bytes = b"", every_s: float = 0.05) -> Iter
                 while drop:
                     time.sleep(every_s)
                     client.sendall(drop)
+                    host.num_drops += 1
                 client.shutdown(socket.SHUT_WR)
                 client.recv(65536)
 
