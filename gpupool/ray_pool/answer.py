@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from gpupool.api.openai.routes import is_ours
-from gpupool.call import Call, History
+from gpupool.call import Call, Counter, History
 from gpupool.errors import Moved, RequestError, Unavailable, render_error
 from gpupool.exchange import Message, Receive, Send
 from gpupool.mailbox import Message as Copy
@@ -27,14 +27,17 @@ class Answerer:
     def __init__(self, host: ReplicaHost) -> None:
         self._host = host
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self, scope: Message, receive: Receive, send: Send, slot: Counter | None = None
+    ) -> None:
         """Answers one request, whose body the door has read and measured."""
         if scope["type"] != "http":
             return
         body = await _read(receive)
         if body is None:
             return
-        call = Call(copy_request=_no_copy, history=History(since=time.monotonic()))
+        call = Call(slot, _no_copy, History(since=time.monotonic()))
+        self._host.spread.loop = asyncio.get_running_loop()
         async with _heard(receive, call):
             try:
                 if is_ours(scope["raw_path"].decode("latin-1")):

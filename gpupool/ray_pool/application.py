@@ -9,12 +9,14 @@ from typing import Any
 
 from gpupool.exchange import Message, Receive, Send
 from gpupool.ray_pool.answer import Answerer
+from gpupool.ray_pool.asking import Asker
 from gpupool.ray_pool.capacity import Plan
 from gpupool.ray_pool.flask_call import Reply
 from gpupool.ray_pool.holding import Seat
 from gpupool.ray_pool.host import ReplicaHost
 from gpupool.ray_pool.names import DEPLOYMENT, FULL_STATUS
-from gpupool.ray_pool.serve_inside import accept_while, bind_to_loopback, let_past_slots
+from gpupool.ray_pool.piece import Piece, PieceResult, run_piece
+from gpupool.ray_pool.serve_inside import Slot, accept_while, bind_to_loopback, let_past_slots
 from gpupool.settings import Settings
 
 HEALTH_PERIOD_S = 1.0
@@ -27,7 +29,7 @@ RETRY_AFTER_S = 1
 class ServedReplica:
     """What Serve makes of each of its actors. One a process, by Ray's design."""
 
-    def __init__(self, settings: Settings, per_node: int) -> None:
+    def __init__(self, settings: Settings, per_node: int, num_replicas: int) -> None:
         import ray
         from ray import serve
 
@@ -36,14 +38,19 @@ class ServedReplica:
         rank = serve.get_replica_context().rank
         gpu_ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         seat = Seat(rank.rank, rank.local_rank, per_node)
-        self._host = _host_of_process["it"] = ReplicaHost(settings, gpu_ids, seat)
+        self._host = _host_of_process["it"] = ReplicaHost(settings, gpu_ids, seat, Asker())
         self._host.load()
         accept_while(self._host.is_able)
+        self._host.spread.at_once = 1 if num_replicas == 1 else num_replicas * self.slots()
 
     def slots(self) -> int:
         """Sequences that the engine runs at once."""
         engine = self._host.replica.ready_engine()
-        return min(engine.model.slots, self._host.threads._max_workers)
+        return min(engine.model.slots, self._host.num_threads)
+
+    async def run_piece(self, piece: Piece) -> PieceResult:
+        """An item of a batch that some replica coordinates."""
+        return await run_piece(self._host.replica, self._host.totals, piece)
 
     async def control(self, scope: Message) -> Reply:
         """This replica's own answer to a control route."""
@@ -64,7 +71,7 @@ _host_of_process: dict[str, ReplicaHost] = {}
 
 
 async def _answer(scope: Message, receive: Receive, send: Send) -> None:
-    await Answerer(_host_of_process["it"])(scope, receive, send)
+    await Answerer(_host_of_process["it"])(scope, receive, send, Slot())
 
 
 def _build() -> Any:
@@ -98,4 +105,4 @@ def make_application(settings: Settings, plan: Plan, slots: int | None) -> Any:
     # a new one. Tested against the pinned Ray: tests/ray_pool/test_serving.py.
     version = f"{os.getpid()}"
     deployment = deployment.options(version=version, _internal=True)
-    return deployment.bind(settings, plan.per_node)
+    return deployment.bind(settings, plan.per_node, plan.num_replicas)

@@ -24,10 +24,11 @@ from gpupool.engines.base import Engine
 from gpupool.engines.catalog import find_entry
 from gpupool.errors import EngineDead
 from gpupool.front import Front
-from gpupool.ray_pool.alone import Alone
 from gpupool.ray_pool.holding import Holding, Seat
+from gpupool.ray_pool.spread import MAX_BATCHES, Ask, Spread
 from gpupool.replica import Replica
 from gpupool.settings import Settings
+from gpupool.totals import Totals
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +42,18 @@ LINE = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
 class ReplicaHost:
     """From the start of Ray's actor to its end."""
 
-    def __init__(self, settings: Settings, gpu_ids: Sequence[str], seat: Seat) -> None:
+    def __init__(self, settings: Settings, gpu_ids: Sequence[str], seat: Seat, ask: Ask) -> None:
         _log_to_ray(settings)
         self._settings = settings
         self.app: Flask = importlib.import_module(find_entry(settings.infer_type).app_module).app
         self.replica: Replica = self.app.extensions["gpupool"]
         self.access = AccessLog(seat.rank, is_on=settings.access_log == "on")
         self.app.extensions["gpupool.access"] = self.access
-        self.app.extensions["gpupool.fanout"] = Alone(self.replica)
-        self.threads = ThreadPoolExecutor(settings.threads, "request")
+        self.totals: Totals = self.app.extensions["gpupool.totals"]
+        self.spread = Spread(self.replica, ask, settings.max_wait_s)
+        self.app.extensions["gpupool.fanout"] = self.spread
+        self.num_threads = settings.threads
+        self.threads = ThreadPoolExecutor(settings.threads + MAX_BATCHES, "request")
         self.control_threads = ThreadPoolExecutor(NUM_CONTROL_THREADS, "control")
         self.replica.before_ready = self._make_front
         self.replica.enter("waiting", "for its GPUs")
@@ -91,9 +95,8 @@ class ReplicaHost:
         self.replica.close()
 
     def _make_front(self, engine: Engine) -> None:
-        totals = self.app.extensions["gpupool.totals"]
         self.replica.front = Front(
-            engine, self._settings, self.replica.keys, totals, access=self.access
+            engine, self._settings, self.replica.keys, self.totals, access=self.access
         )
         freeze_heap()
 

@@ -6,10 +6,14 @@ for it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection
 from ipaddress import ip_address
 from typing import Any
+
+_leaving: dict[str, Callable[[], object]] = {}
+"""How a request that runs in this replica gives its slot back early, by Serve's id of it."""
 
 
 def bind_to_loopback(node: str) -> None:
@@ -33,9 +37,15 @@ def let_past_slots(methods: Collection[str]) -> None:
     async def start_request(replica: Any, metadata: Any) -> AsyncIterator[None]:
         if metadata.call_method in methods:
             yield
-        else:
-            async with start(replica, metadata):
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(start(replica, metadata))
+            loop, name = asyncio.get_running_loop(), metadata.internal_request_id
+            _leaving[name] = lambda: asyncio.run_coroutine_threadsafe(stack.aclose(), loop)
+            try:
                 yield
+            finally:
+                del _leaving[name]
 
     Replica._start_request = start_request
 
@@ -51,3 +61,21 @@ def accept_while(is_able: Callable[[], bool]) -> None:
         return is_able() and bool(can_accept(replica, metadata))
 
     Replica._can_accept_request = can_accept_request
+
+
+class Slot:
+    """The one that Serve counts for the request that this task answers; made in that task, after
+    `let_past_slots`. A Call's slots."""
+
+    def __init__(self) -> None:
+        from ray.serve.context import _get_serve_request_context
+
+        self._name = _get_serve_request_context()._internal_request_id
+
+    def take(self, count: int = 1) -> None:
+        """Serve knows of requests, not of sequences."""
+
+    def give_back(self, count: int = 1) -> None:
+        """The request goes on without it; any thread."""
+        if count and (leave := _leaving.get(self._name)) is not None:
+            leave()

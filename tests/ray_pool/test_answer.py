@@ -19,9 +19,10 @@ from gpupool.errors import EngineDead
 from gpupool.exchange import Message
 from gpupool.front import Front
 from gpupool.partition import Slice
-from gpupool.ray_pool.alone import Alone
 from gpupool.ray_pool.answer import Answerer
 from gpupool.ray_pool.flask_call import environ_of
+from gpupool.ray_pool.piece import Piece, PieceResult
+from gpupool.ray_pool.spread import Spread
 from gpupool.replica import Replica
 from gpupool.settings import Settings
 from tests.engines.dies_on_demand import DiesOnDemand
@@ -29,6 +30,10 @@ from tests.pool import wait_until
 
 LONG = {"max_tokens": 900}
 HEADERS = [(b"host", b"x"), (b"content-type", b"application/json")]
+
+
+async def nobody(piece: Piece) -> PieceResult:
+    raise AssertionError("one replica alone")
 
 
 class Site:
@@ -44,7 +49,8 @@ class Site:
 
         app = create_app(boot)
         replica: Replica = app.extensions["gpupool"]
-        app.extensions["gpupool.fanout"] = Alone(replica)
+        spread = Spread(replica, nobody, 1)
+        app.extensions["gpupool.fanout"] = spread
         replica.load(Slice(0, (), ()), settings)
         assert replica.engine is not None
         self.engine = replica.engine
@@ -52,7 +58,9 @@ class Site:
         replica.front = Front(replica.engine, settings, replica.keys, totals, access=AccessLog())
         self.replica, self.front = replica, replica.front
         threads = ThreadPoolExecutor(8)
-        host = SimpleNamespace(app=app, replica=replica, threads=threads, control_threads=threads)
+        host = SimpleNamespace(
+            app=app, replica=replica, spread=spread, threads=threads, control_threads=threads
+        )
         self.answerer = Answerer(host)  # type: ignore[arg-type]
 
     def close(self) -> None:

@@ -66,6 +66,18 @@ def test_a_killed_replica_costs_nobody_an_answer_and_comes_back(tmp_path: Path) 
         assert pids[0] not in replica_pids(pool)
 
 
+def test_a_batch_outlives_a_killed_replica(tmp_path: Path) -> None:
+    flags = (*SCRIPTED, "--num_replicas", "2", "--", "--token-s", "0.02", "--slots", "4")
+    with ray_pool(tmp_path, *flags) as pool, ThreadPoolExecutor(1) as threads:
+        pool.wait_ready(2, deadline_s=START_S)
+        pids = replica_pids(pool)
+        prompts = [f"{i:03}" for i in range(200)]
+        batch = threads.submit(pool.infer, prompts, max_tokens=9)
+        wait_until(lambda: min(worker["inflight"] for worker in pool.workers()) > 2, 10, "a batch")
+        os.kill(pids[0], signal.SIGKILL)
+        assert batch.result() == [prompt * 3 for prompt in prompts]
+
+
 def test_what_an_engine_left_is_gone_with_its_killed_replica(tmp_path: Path) -> None:
     with ray_pool(tmp_path, *scripted("has_child:HasChild")) as pool:
         pool.wait_ready(deadline_s=START_S)

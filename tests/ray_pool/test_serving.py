@@ -141,6 +141,23 @@ def _is_full(pool: Pool) -> bool:
             return False
 
 
+def test_a_batch_runs_on_all_replicas(pool: Pool) -> None:
+    prompts = [f"{i:03}" for i in range(200)]
+    status, answer = pool.post(
+        "/infer", {"instances": prompts, "params": {"max_tokens": 3}, "detail": True}
+    )
+    assert status == 200
+    assert [item["text"] for item in answer] == prompts
+    assert {item["replica"] for item in answer} == {0, 1}
+
+
+def test_more_batches_than_slots_do_not_wait_for_each_other(pool: Pool) -> None:
+    """Who coordinates gives its slot back, or nothing would be left for the items."""
+    with ThreadPoolExecutor(12) as threads:
+        batches = [threads.submit(pool.infer, ["ab"] * 8, max_tokens=4) for _ in range(12)]
+        assert all(batch.result() == ["abab"] * 8 for batch in batches)
+
+
 def test_infer_waits_for_a_full_pool(pool: Pool) -> None:
     with ThreadPoolExecutor(16) as threads:
         answers = [threads.submit(pool.infer, "ab", max_tokens=50) for _ in range(16)]
