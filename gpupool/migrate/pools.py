@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpupool.migrate.keys import ENGINE_ARGS, Draft
+from gpupool.migrate.llama_cpp_args import settle_context
 from gpupool.setting_types import HOSTED
 from gpupool.settings import Settings
 
@@ -33,6 +34,7 @@ def finish(drafts: Iterable[Draft], port: int | None = None) -> Imported:
     pools: dict[str, dict[str, Any]] = {}
     for index, draft in enumerate(drafts):
         _settle_sizes(draft)
+        settle_context(draft)
         if not draft.values.get("model_name"):
             draft.refusals.append("no model: nothing says which one is to be served")
         if port is not None:
