@@ -29,6 +29,7 @@ EXAMPLES = {
     "doctor": "gpupool doctor -f examples/demo.yaml",
     "plan": "gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct",
     "import": "gpupool import serve.yaml -o pool.yaml",
+    "schema": "gpupool schema -o pool.schema.json",
 }
 """Every command: gpupool/commands/NAME.py has a function of this name."""
 

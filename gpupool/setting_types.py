@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -51,6 +51,11 @@ def _known_source(value: str) -> str:
     if value not in MODEL_SOURCES:
         raise ValueError(f"{value!r} is neither huggingface nor modelscope")
     return value
+
+
+def _switch_as_word(value: Any) -> Any:
+    """`on` and `off` without quotes are truth values in a YAML file."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def _known_plan(value: str) -> str:
@@ -101,7 +106,8 @@ EngineName = Annotated[str, AfterValidator(_known_engine)]
 GpuCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_is_nobodys_number)]
 GpuList = Annotated[str, AfterValidator(str.strip)]
 ModelSource = Annotated[str, AfterValidator(_known_source)]
-MemoryPlan = Annotated[str, AfterValidator(_known_plan)]
+MemoryPlan = Annotated[str, BeforeValidator(_switch_as_word), AfterValidator(_known_plan)]
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch_as_word)]
 LogLevel = Annotated[str, AfterValidator(_known_level)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_keys)]

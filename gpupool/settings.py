@@ -34,6 +34,7 @@ from gpupool.setting_types import (
     MemoryPlan,
     ModelSource,
     Names,
+    Switch,
     Words,
 )
 
@@ -205,7 +206,7 @@ class Settings(BaseSettings):
         description="text, or json: one object a line",
         json_schema_extra={"metavar": "FORMAT"},
     )
-    access_log: Literal["on", "off"] = Field(
+    access_log: Switch = Field(
         default="on",
         description="on: one line in the log for each request but probes; or off",
         json_schema_extra={"metavar": "WHAT"},

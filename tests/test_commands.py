@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -108,6 +109,16 @@ def test_what_cannot_be_is_one_line_and_exit_2(
     assert said in err
     assert err.startswith("gpupool: error: ")
     assert err.count("\n") == 1
+
+
+def test_the_schema_that_is_printed_is_the_one_in_the_package(
+    gpupool: Command, tmp_path: Path
+) -> None:
+    kept = ROOT / "gpupool" / "pools" / "pool.schema.json"
+    assert gpupool("schema") == (0, kept.read_text(), "")
+    assert gpupool("schema", "-o", tmp_path / "s.json")[:2] == (0, "")
+    assert (tmp_path / "s.json").read_text() == kept.read_text()
+    assert json.loads(kept.read_text())["$id"] == "urn:gpupool:pool.yaml"
 
 
 def test_without_pools_there_is_nothing_to_show_or_stop(gpupool: Command) -> None:

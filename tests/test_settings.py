@@ -152,6 +152,19 @@ def test_an_unknown_engine_names_the_nearest(monkeypatch: pytest.MonkeyPatch) ->
     assert "did you mean 'transformers'" in refusal(monkeypatch, INFER_TYPE="transformer")
 
 
+def test_on_and_off_need_no_quotes_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """YAML 1.1 reads them as true and false, which was refused."""
+    path = tmp_path / "pool.yaml"
+    path.write_text("access_log: off\nmemory_plan: off\n")
+    monkeypatch.setenv("GPUPOOL_CONFIG", str(path))
+    settings = read_settings()
+    assert (settings.access_log, settings.memory_plan) == ("off", "off")
+    path.write_text("access_log: on\n")
+    assert read_settings().access_log == "on"
+
+
 @pytest.mark.parametrize("value", ["", " ", ",", "a,", "schlüssel", "a\tb"])
 def test_a_key_that_protects_nothing_is_refused(
     monkeypatch: pytest.MonkeyPatch, value: str
