@@ -38,8 +38,8 @@ def create_app(boot: Boot) -> Flask:
     app.register_blueprint(openapi.blueprint)
     app.register_blueprint(page.blueprint)
     app.register_blueprint(pool.blueprint)
-    app.before_request(_answer_preflight)
     app.before_request(_begin)
+    app.before_request(_answer_preflight)
     app.before_request(page.show)
     app.before_request(_require_key)
     app.after_request(_mark)
@@ -68,7 +68,8 @@ def _replica() -> Replica:
 
 def _begin() -> None:
     whole_at()
-    g.request_id = request_id.accept(request.headers.get(request_id.HEADER, ""))
+    seen = current_call().history.seen
+    g.request_id = seen.request_id or request_id.accept(request.headers.get(request_id.HEADER, ""))
 
 
 def _mark(response: Response) -> Response:

@@ -19,6 +19,8 @@ from typing import Any
 import greenlet
 from gunicorn.http.errors import NoMoreData
 
+from gpupool import request_id
+from gpupool.call import Seen
 from gpupool.connection import WAIT, Connection
 from gpupool.deadlines import expired
 from gpupool.errors import RequestError, TooLarge
@@ -26,6 +28,14 @@ from gpupool.linger import Lingering
 from gpupool.sender import check_sender
 
 READ_SIZE = 65536
+ID_HEADER = request_id.HEADER.upper()
+"""As gunicorn's parser gives the names of headers."""
+
+
+def _seen(request: Any, client: Any) -> Seen:
+    given = next((value for name, value in request.headers if name == ID_HEADER), "")
+    address = str(client[0]) if isinstance(client, tuple) and client else ""
+    return Seen(request_id.accept(given), request.path, address)
 
 
 class ReadTimeout(RequestError):
@@ -115,6 +125,7 @@ class Intake:
 
     def _read_request(self, conn: Connection) -> None:
         request = conn.parser.parse()
+        conn.history.seen = _seen(request, conn.client)
         check_sender(request.method, request.version, request.headers, self._cors_origins)
         length = getattr(request.body.reader, "length", None)
         if length is not None and length > self._max_body_bytes:
