@@ -125,7 +125,7 @@ def _from_werkzeug(error: HTTPException) -> RequestError:
     answer = BadRequest(error.description or error.name)
     answer.status = error.code or 400
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
-        allowed = ", ".join(sorted(error.valid_methods))
+        allowed = ", ".join(sorted({*error.valid_methods} - {"HEAD", "OPTIONS"}))
         answer = BadRequest(f"{request.path} takes {allowed}, not {request.method}")
         answer.status = 405
     return answer

@@ -89,7 +89,8 @@ def _with_keys(value: Path) -> Path:
     try:
         read_key_file(value)
     except ConfigError as error:
-        raise ValueError(str(error)) from None
+        # The setting and its value stand before it already.
+        raise ValueError(str(error).removeprefix(f"--api_key_file {str(value)!r} ")) from None
     return value
 
 

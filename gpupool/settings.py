@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         default="",
         validation_alias=_ancestor("HF_MODEL_NAME", "model_name"),
         description="model to serve: a local folder, a .gguf file or an id of --model_source",
-        json_schema_extra={"flags": ["hf-model-name"], "metavar": "MODEL"},
+        json_schema_extra={"flags": ["hf-model-name", "model"], "metavar": "MODEL"},
     )
     model_source: ModelSource = Field(
         default="huggingface",
@@ -256,6 +256,12 @@ def hosted_key() -> str:
 def asked_run_dir() -> str:
     """Where `gpupool run` keeps what it knows of its pools, if that was said."""
     return os.environ.get("GPUPOOL_RUN_DIR", "")
+
+
+def pool_name() -> str:
+    """What `gpupool run` calls this process's pool, "" where it did not start it."""
+    path = Path(os.environ.get("GPUPOOL_CONFIG", ""))
+    return path.parent.name if path.with_name("pool.json").is_file() else ""
 
 
 def env_name(field: str) -> str:

@@ -182,7 +182,7 @@ def test_the_master_gets_its_settings_from_one_file(wanted: Wanted, folder: Path
     """A variable that was in the environment is in the file by then; given twice, a reload
     could not change it."""
     given = {"GPUPOOL_WORKERS": "2", "PORT": "7", "HF_TOKEN": "t", "PATH": "/bin"}
-    made = launch.environment(wanted, given)
+    made = launch.environment(wanted, given, run_dir.folder_of(wanted.name))
     assert made["GPUPOOL_CONFIG"] == str(folder / "pool" / "settings.yaml")
     assert not {"GPUPOOL_WORKERS", "PORT"} & set(made)
     assert (made["HF_TOKEN"], made["PATH"]) == ("t", "/bin")

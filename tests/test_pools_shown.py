@@ -12,7 +12,7 @@ import pytest
 from gpupool import lockdir, note
 from gpupool.gpus import Gpu
 from gpupool.pools import leases
-from gpupool.pools.look import View, key_of, look, state_of
+from gpupool.pools.look import View, has_last_word, key_of, look, state_of
 from gpupool.pools.record import Record
 from gpupool.pools.render import as_data, rates_between, render
 from gpupool.reload_journal import ReloadJournal
@@ -26,6 +26,29 @@ def worker(slot: int = 0, state: str = "ready", **fields: Any) -> dict[str, Any]
     known |= {"estimate_s": None, "gpus": ["GPU-12345678-aaaa"], "slots": 4, "inflight": 1}
     known |= {"generated_tokens": 10, "restarts": 2, "last_error": "", "memory_bytes": 3 << 30}
     return known | fields
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_told"),
+    [
+        (["[t] [7] [INFO] Shutting down: Master", "[t] [7] [INFO] no worker can ever be ready"], 1),
+        (["[t] [8] [INFO] Worker exiting (pid: 8)"], 0),
+        (["[t] [7] [INFO] worker 0 is ready", "[t] [8] [INFO] x", "of an engine"], 0),
+        (["gpupool: error: --port is taken"], 1),
+        (["Traceback", "ValueError: x"], 1),
+        (
+            ["gpupool: error: of old", "[t] [7] [INFO] Starting gunicorn 27", "[t] [8] [INFO] x"],
+            0,
+        ),
+        (['{"message": "x", "pid": 8}'], 0),
+        (['{"message": "Shutting down: Master", "pid": 7}', '{"message": "x", "pid": 8}'], 1),
+        ([], 1),
+    ],
+)  # fmt: skip
+def test_a_log_that_ends_amid_its_workers_is_a_killed_masters(
+    lines: list[str], is_told: int
+) -> None:
+    assert has_last_word(lines, 7) is bool(is_told)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ UNKNOWN: dict[str, Any] = dict.fromkeys(
         "generated_tokens",
         "seen_tokens",
         "restarts",
+        "last_error_ago_s",
         "memory_bytes",
         "gpu_use",
     )
@@ -120,9 +121,14 @@ def _describe(scoreboard: Scoreboard, shown: list[int], index: int) -> dict[str,
         "seen_tokens": _seen_tokens(totals),
         "restarts": sum(scoreboard[i].restarts for i in rows),
         "last_error": row.last_error,
+        "last_error_ago_s": _ago(row.last_error_at) if row.last_error else None,
         "memory_bytes": use.memory_bytes,
         "gpu_use": [asdict(gpu) for gpu in use.gpus] or None,
     }
+
+
+def _ago(moment: float) -> float:
+    return round(time.monotonic() - moment, 1)
 
 
 def _seen_tokens(totals: Iterable[Totals]) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpupool.doctor.finding import Finding
+from gpupool.pool_process import is_pool
 
 CUDA_LIBRARIES = ("libcuda.so", "libcudart", "libtorch", "libc10_cuda")
-TITLE = re.compile(r"gunicorn: (master|worker) \[gpupool ")
-CONFIGURATION = re.compile(r"(^|[/=:])gunicorn_conf(\.py)?$")
 
 
 def cuda_in(maps: str) -> set[str]:
@@ -56,7 +54,7 @@ class EngineProcess:
 def check_orphans(found: Sequence[EngineProcess]) -> Finding:
     """Whether engines of ours run without a worker: with its guardian killed as well, one may."""
     name = "orphaned engines"
-    orphans = [process for process in found if not any(map(_is_pool, process.ancestors))]
+    orphans = [process for process in found if not any(map(is_pool, process.ancestors))]
     if not orphans:
         return Finding(name, f"none; {len(found)} process(es) of engines have their worker")
     shown = ", ".join(process.shown for process in orphans)
@@ -70,13 +68,3 @@ def _end(orphans: Sequence[EngineProcess]) -> str:
     stop = [f"gpupool stop {' '.join(pools)}"] if pools else []
     kill = [f"kill {pids}, and where that does not help kill -9 {pids}"] if pids else []
     return "; ".join(stop + kill)
-
-
-def _is_pool(command_line: Sequence[str]) -> bool:
-    """Whether a process is a gunicorn of ours: by the title that it gives itself, or by the program
-    and our configuration file, where it could give none."""
-    # A title that leaves one NUL of the arguments' room is taken for words by psutil.
-    if TITLE.match(" ".join(command_line)):
-        return True
-    programs = [word.rpartition("/")[2] for word in command_line[:3]]
-    return "gunicorn" in programs and any(map(CONFIGURATION.search, command_line))
