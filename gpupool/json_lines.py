@@ -40,6 +40,11 @@ def render(message: str, *, level: str, logger: str, at: float | None = None, **
         "message": message,
         **more,
     }
+    return render_fields(line)
+
+
+def render_fields(line: dict[str, Any]) -> str:
+    """The same of a whole object."""
     return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -53,7 +58,7 @@ def parse(line: str) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.keys() >= KEYS else None
 

@@ -10,6 +10,6 @@ def object_or_empty(raw: bytes) -> dict[str, Any]:
     """The object, or an empty one for whatever else the bytes are."""
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -13,6 +13,7 @@ import re
 import selectors
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,9 +38,11 @@ class Stream:
         self._worker = worker
         self._rest = b""
         self._trace: list[str] = []
+        self._fed_at = time.monotonic()
 
     def feed(self, data: bytes) -> Iterator[str]:
         """What is complete now."""
+        self._fed_at = time.monotonic()
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE_BYTES:
             lines, self._rest = [*lines, self._rest], b""
@@ -53,9 +56,11 @@ class Stream:
             yield from self._take(_text_of(rest))
         yield from self._end_trace()
 
-    def flush_trace(self) -> Iterator[str]:
-        """A traceback whose end does not come."""
-        yield from self._end_trace()
+    def flush_old(self) -> Iterator[str]:
+        """A traceback or a line whose end does not come: of a worker that died amid it, say, whose
+        successor writes into the same pipe."""
+        if (self._rest or self._trace) and time.monotonic() - self._fed_at >= PATIENCE_S:
+            yield from self.flush()
 
     def _take(self, line: str) -> Iterator[str]:
         if self._trace and (not line or line[0].isspace()) and len(self._trace) < MAX_TRACE_LINES:
@@ -80,7 +85,7 @@ class Stream:
         if (found := json_lines.parse(line)) is not None:
             if found.get("worker") is not None:
                 return line
-            return self._say(**(found | {"worker": self._worker}))
+            return json_lines.render_fields(found | {"worker": self._worker})
         if (of_vllm := VLLM.fullmatch(line)) is not None:
             pid = {"pid": int(of_vllm["pid"])} if of_vllm["pid"] else {}
             level = of_vllm["level"].lower()
@@ -88,7 +93,6 @@ class Stream:
         return self._say(line)
 
     def _say(self, message: str, **more: Any) -> str:
-        more.pop("time", None)
         fields = {"level": "info", "logger": LOGGER, "worker": self._worker} | more
         return json_lines.render(message, **fields)
 
@@ -111,9 +115,9 @@ def relay(streams: dict[int, Stream], out: int) -> None:
                 write(out, key.data.feed(data) if data else key.data.flush())
                 if not data:
                     selector.unregister(key.fd)
-            if not ready:
-                for key in selector.get_map().values():
-                    write(out, key.data.flush_trace())
+            # Also while others write on and on.
+            for key in selector.get_map().values():
+                write(out, key.data.flush_old())
 
 
 def write(out: int, lines: Iterator[str]) -> None:

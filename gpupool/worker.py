@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from functools import partial
 from typing import Any
 
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
@@ -25,6 +26,7 @@ from gpupool.meter import Meter
 from gpupool.scoreboard import Scoreboard
 from gpupool.serving import ServingWorker
 from gpupool.settings import Settings
+from gpupool.standing import standings
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class PoolWorker(ServingWorker):
         gunicorn answers an exception here by stopping the whole service, so none leaves.
         """
         self.settings = settings
+        self._dispatcher = dispatcher
         try:
             if self._log_pipes is not None:
                 self._log_pipes.divert(self.slot)
@@ -110,6 +113,7 @@ class PoolWorker(ServingWorker):
     def load_wsgi(self) -> None:
         """Import the application, which loads no engine."""
         super().load_wsgi()
+        self.app.extensions["gpupool.standings"] = partial(standings, self._dispatcher)
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
     def handle_quit(self, sig: int, frame: Any) -> None:

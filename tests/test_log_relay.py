@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,3 +121,53 @@ def test_a_log_that_nobody_takes_holds_nobody_up() -> None:
             os.write(write, b"x" * 9000 + b"\n")
         os.close(write)
         assert process.wait(10) == 0
+
+
+ODD = (
+    {"at": "noon"},
+    {"self": 1},
+    {"message": {"a": [1]}, "level": 5},
+    {"line": 1, "more": 2, "stream": 3},
+)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: "-".join(odd))
+def test_whatever_fields_an_engine_writes_the_relay_lives_on(odd: dict[str, Any]) -> None:
+    """As if a model's answer, or a tool's log, looked like a line of ours."""
+    written = {"time": "t", "level": "info", "logger": "x", "message": "m"} | odd
+    [found, after] = told(json.dumps(written).encode() + b"\nafter\n")
+    assert found == written | {"worker": 3}
+    assert after["message"] == "after"
+
+
+def test_brackets_without_end_are_a_message() -> None:
+    text = b'{"a": ' + b"[" * 100_000
+    assert len(told(text + b"\n")[0]["message"]) == len(text)
+
+
+def test_the_last_words_of_the_dead_are_not_its_successors_first(running: tuple[int, int]) -> None:
+    """Though the pipe stays open, and others write all the time."""
+    write, read = running
+    os.write(write, b"out of mem")
+    assert json.loads(os.read(read, 65536))["message"] == "out of mem"
+    os.write(write, b"hello\n")
+    assert json.loads(os.read(read, 65536))["message"] == "hello"
+
+
+def test_a_busy_worker_does_not_hold_back_what_another_began() -> None:
+    (taken, write), (busy, chatter), (read, out) = os.pipe(), os.pipe(), os.pipe()
+    thread = threading.Thread(target=relay, args=({taken: Stream(0), busy: Stream(1)}, out))
+    thread.start()
+    os.write(write, b"out of mem")
+    until, found = time.monotonic() + 5, []
+    with open(read, "rb") as lines:
+        while time.monotonic() < until and "out of mem" not in found:
+            os.write(chatter, b"x\n")
+            found.append(json.loads(lines.readline())["message"])
+            time.sleep(0.05)
+        for fd in (chatter, write):
+            os.close(fd)
+        thread.join(10)
+    for fd in (taken, busy, out):
+        os.close(fd)
+    assert found[-1] == "out of mem"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from gpupool import __version__, capabilities
 from gpupool.api.openai.routes import MODELS, find
 from gpupool.replica import Replica
 from gpupool.scoreboard import Scoreboard
+from gpupool.standing import Standing
 from gpupool.totals import Totals, served
 
 blueprint = Blueprint("pool", __name__)
@@ -60,15 +61,42 @@ def index() -> Response:
 
 @blueprint.get("/pool")
 def pool() -> Response:
-    """Every worker, and what the engine can do."""
+    """Every worker and GPU, and what the engine can do."""
     replica: Replica = current_app.extensions["gpupool"]
+    workers = describe_workers()
     return jsonify(
         model=replica.settings.model_name,
         infer_type=replica.settings.infer_type,
-        workers=describe_workers(),
+        workers=workers,
+        gpus=_describe_gpus(workers),
         capabilities=_capabilities(replica),
         reload=_reload(),
     )
+
+
+def _describe_gpus(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All GPUs that the pool may use or was kept from, also those that no worker has."""
+    standings: Callable[[], list[Standing]] = current_app.extensions.get(
+        "gpupool.standings", list[Any]
+    )
+    held_by = {uuid: worker["slot"] for worker in workers for uuid in worker["gpus"]}
+    return [_describe_gpu(one, held_by.get(one.uuid)) for one in standings()]
+
+
+def _describe_gpu(gpu: Standing, slot: int | None) -> dict[str, Any]:
+    state = "spare" if gpu.is_spare else "free"
+    if gpu.fault or gpu.quarantine:
+        state = "faulty" if gpu.fault else "quarantined"
+    elif slot is not None:
+        state = "leased"
+    return {
+        "index": gpu.index,
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "state": state,
+        "worker": slot,
+        "reason": gpu.fault or gpu.quarantine,
+    }
 
 
 def _reload() -> dict[str, Any] | None:

@@ -52,6 +52,8 @@ SECRETS = frozenset(
         "azure_ad_token", "azure_password", "client_secret", "vertex_credentials",
     }
 )  # fmt: skip
+NOT_IN_EXTRA_BODY = frozenset({"messages", "model", "n", "stream", "stream_options"})
+"""What says how a request is answered and counted here."""
 SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key"})
 OF_REQUESTS = frozenset(
     {
@@ -216,10 +218,15 @@ def _extra(name: str, value: str) -> Any:
     """JSON where it is JSON, else the text."""
     try:
         found = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = value
     if name in ("extra_body", "extra_headers") and not isinstance(found, dict):
         raise ConfigError(f"{PREFIX}{name} must be a JSON object; write it in quotes")
+    if name == "extra_body":
+        for field_name in sorted(NOT_IN_EXTRA_BODY.intersection(found)):
+            raise ConfigError(
+                f"{PREFIX}{name} has {field_name!r}, which each request says itself; leave it out"
+            )
     if name == "extra_headers":
         for header, content in found.items():
             if header.lower() in SECRET_HEADERS:

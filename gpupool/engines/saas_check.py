@@ -3,16 +3,21 @@ before any fork; worker, before it is ready)."""
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 
 from gpupool.engines.saas_args import HOW_TO_GIVE_A_KEY, SaasArgs
+from gpupool.engines.saas_body import whole_of
 from gpupool.engines.saas_client import headers_of
+from gpupool.engines.saas_errors import HostGarbled
 from gpupool.engines.saas_key import secrets_of
 from gpupool.errors import ConfigError, GpupoolError
 from gpupool.json_object import object_or_empty
 from gpupool.nearest import nearest_hint
 
 PATIENCE_S = 10.0
+MAX_LIST_BYTES = 16 << 20
 NO_LIST = (404, 405, 501)
 """From a host that answers, and has no list of its models."""
 
@@ -26,12 +31,12 @@ def check_address(url: str, args: SaasArgs, model: str, key: str | None) -> str 
     if there is no answer; a model that is not in the list comes back as a warning, since hosts
     serve more than they list."""
     try:
-        with httpx.Client(headers=headers_of(key, args), timeout=PATIENCE_S) as client:
-            answer = client.get(f"{url}/models")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        status, raw = asyncio.run(_ask(url, headers_of(key, args)))
+    except TimeoutError:
+        raise HostUnreachable(f"no answer from {url} within {PATIENCE_S:.0f} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, HostGarbled) as error:
         told = secrets_of(key).hide(" ".join(str(error).split())) or type(error).__name__
         raise HostUnreachable(f"no answer from {url}: {told}") from None
-    status = answer.status_code
     if status in (401, 403):
         asked = "refuses the pool's key" if key is not None else "wants a key"
         raise ConfigError(f"--saas.base_url {url} {asked} ({status}); {HOW_TO_GIVE_A_KEY}")
@@ -39,7 +44,17 @@ def check_address(url: str, args: SaasArgs, model: str, key: str | None) -> str 
         return None
     if status != 200:
         raise HostUnreachable(f"{url} answers {status} when it is asked for its models")
-    return _missing(answer.content, url, model)
+    return _missing(raw, url, model)
+
+
+async def _ask(url: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    """The time is for all of it: a host may send one byte after the other."""
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        httpx.AsyncClient(headers=headers, timeout=None) as client,
+        client.stream("GET", f"{url}/models") as answer,
+    ):
+        return answer.status_code, await whole_of(answer, MAX_LIST_BYTES)
 
 
 def _missing(raw: bytes, url: str, model: str) -> str | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx
 
 from gpupool.engines.saas_args import SaasArgs
+from gpupool.engines.saas_body import ENCODING, lines_of, whole_of
 from gpupool.engines.saas_errors import HostBroken, HostGarbled, HostRefused, HostSilent
 from gpupool.engines.saas_key import silence_libraries
 from gpupool.json_object import object_or_empty
@@ -22,8 +23,12 @@ from gpupool.json_object import object_or_empty
 Json = dict[str, Any]
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_ANSWER_BYTES = 128 << 20
 MAX_ERROR_BYTES = 65_536
+ERROR_PATIENCE_S = 10.0
+"""What is known without it is the status, which is enough."""
 OK = 200
+JSON_TYPE = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +80,19 @@ class DirectClient:
         async with self._send(path, body) as response:
             with _named():
                 async with asyncio.timeout(self._timeout_s):
-                    raw = await response.aread()
-            content = object_or_empty(raw)
-            if not content:
-                raise HostGarbled("an answer that is no JSON object")
-            if content.get("error") and not {"choices", "data"} & content.keys():
-                raise HostRefused(_status_in(content), response.headers, content)
+                    content = await _content_of(response)
             return Reply(content, response.headers)
 
     @asynccontextmanager
     async def stream(self, path: str, body: Json) -> AsyncIterator[Stream]:
         """See Client.stream."""
         async with self._send(path, body) as response:
-            yield Stream(_events(response), response.headers)
+            if response.headers.get("content-type", "").lower().startswith(JSON_TYPE):
+                with _named():
+                    async with asyncio.timeout(self._timeout_s):
+                        await _content_of(response)
+                raise HostGarbled("an answer in one piece to who wants a stream")
+            yield Stream(_events(response, self._timeout_s), response.headers)
 
     async def aclose(self) -> None:
         """See Client.aclose."""
@@ -103,8 +108,7 @@ class DirectClient:
                 response = await self._client.send(request, stream=True)
         try:
             if response.status_code != OK:
-                with _named():
-                    raise await _refusal(response)
+                raise await _refusal(response)
             yield response
         finally:
             await response.aclose()
@@ -130,57 +134,82 @@ def headers_of(key: str | None, args: SaasArgs) -> dict[str, str]:
         headers["OpenAI-Organization"] = str(args.extra["organization"])
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    return headers | {"User-Agent": "gpupool"}
+    return headers | ENCODING | {"User-Agent": "gpupool"}
 
 
 async def _refusal(response: httpx.Response) -> HostRefused:
+    """With what the host says, if it says that soon and in few words."""
     raw = b""
-    async for piece in response.aiter_bytes():
-        raw += piece
-        if len(raw) > MAX_ERROR_BYTES:
-            break
+    with suppress(TimeoutError, httpx.HTTPError, httpx.StreamError, HostGarbled):
+        async with asyncio.timeout(ERROR_PATIENCE_S):
+            raw = await whole_of(response, MAX_ERROR_BYTES)
     return HostRefused(response.status_code, response.headers, object_or_empty(raw))
 
 
-async def _events(response: httpx.Response) -> AsyncGenerator[Json]:
+async def _content_of(response: httpx.Response) -> Json:
+    content = object_or_empty(await whole_of(response, MAX_ANSWER_BYTES))
+    if not content:
+        raise HostGarbled("an answer that is no JSON object")
+    if content.get("error") and not {"choices", "data"} & content.keys():
+        raise HostRefused(_status_in(content), response.headers, content)
+    return content
+
+
+async def _events(response: httpx.Response, timeout_s: float) -> AsyncGenerator[Json]:
     """The pieces, until the host says that there are no more, or all choices have ended."""
-    lines = _lines(response)
     running: set[int] = set()
-    has_begun = False
-    while True:
-        with _named():
-            line = await anext(lines, None)
-        if line is None:
-            break
+    has_begun = has_lines = False
+    async for line in _timed_lines(response, timeout_s):
+        has_lines |= line.strip()[:1] not in (b"", b":")
         if not line.startswith(b"data:"):
             continue
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             return
-        event = object_or_empty(data)
-        if event.get("error"):
-            raise HostRefused(_status_in(event), response.headers, event)
-        if not event:
-            raise HostGarbled("an event that is no JSON object")
-        for choice in event.get("choices") or ():
+        event = _read_event(data, response.headers)
+        for index, has_ended in _choices_of(event):
             has_begun = True
-            running.add(choice.get("index", 0))
-            if choice.get("finish_reason"):
-                running.discard(choice.get("index", 0))
+            running.add(index)
+            if has_ended:
+                running.discard(index)
         yield event
+    if has_lines and not has_begun:
+        raise HostGarbled("a stream without events")
     if running or not has_begun:
         raise HostBroken("a stream that ended before its end")
 
 
-async def _lines(response: httpx.Response) -> AsyncGenerator[bytes]:
-    """Split at line feeds alone: a text may have other characters that Python ends lines at."""
-    pending = b""
-    async for piece in response.aiter_bytes():
-        *whole, pending = (pending + piece).split(b"\n")
-        for line in whole:
-            yield line
-    if pending:
-        yield pending
+async def _timed_lines(response: httpx.Response, timeout_s: float) -> AsyncGenerator[bytes]:
+    """A line has so long to come whole: a host may send one byte after the other."""
+    lines = lines_of(response)
+    while True:
+        with _named():
+            async with asyncio.timeout(timeout_s):
+                line = await anext(lines, None)
+        if line is None:
+            return
+        yield line
+
+
+def _read_event(data: bytes, headers: Mapping[str, str]) -> Json:
+    event = object_or_empty(data)
+    if event.get("error"):
+        raise HostRefused(_status_in(event), headers, event)
+    if not event:
+        raise HostGarbled("an event that is no JSON object")
+    return event
+
+
+def _choices_of(event: Json) -> list[tuple[int, bool]]:
+    """The number of each choice in an event, and whether it ends there."""
+    choices = event.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise HostGarbled("an event whose choices are no list of objects")
+    numbers = [choice.get("index", 0) for choice in choices]
+    if not all(isinstance(number, int) for number in numbers):
+        raise HostGarbled("an event with a choice whose index is no number")
+    ends = [bool(choice.get("finish_reason")) for choice in choices]
+    return list(zip(numbers, ends, strict=True))
 
 
 def _status_in(event: Json) -> int:

@@ -23,6 +23,8 @@ MAX_HEADERS = 32
 MAX_HEADER_CHARS = 200
 MAX_TEXT_CHARS = 1000
 RETRY_AFTER_S = 1
+MAX_RETRY_AFTER_S = 86_400
+"""Some hosts say a date of another year, or a number that no client can read."""
 OVERLOADED = (503, 529)
 CALLERS_FAULT = (400, 413, 415, 422)
 TO_BE_TRIED_AGAIN = (408, 409, 429)
@@ -76,9 +78,9 @@ def retry_after_s(failure: HostFailure) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
 
 
 def limits_of(headers: Mapping[str, str], secrets: Secrets) -> dict[str, str]:

@@ -6,6 +6,7 @@ has no token ids; how many there were is what the host has counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 
 VOCAB_SIZE = 0x110000  # characters
 NO_ID = -1
+MAX_COUNT = 1 << 40
 
 
 def tokens_of(text: str) -> list[int]:
@@ -65,8 +67,8 @@ def completion_of(content: Json, path: str, wants_logprobs: bool) -> Completion:
     try:
         choice = content["choices"][0]
         text = choice["text"] if path == COMPLETIONS else choice["message"].get("content")
-        logprobs = read_logprobs(choice.get("logprobs") or {}) if wants_logprobs else None
-        usage = content.get("usage") or {}
+        logprobs = _finite_logprobs(choice) if wants_logprobs else None
+        usage = usage_of(content)
         if not isinstance(text, str | None):
             raise TypeError(f"a text that is {type(text).__name__}")
         return Completion(
@@ -74,10 +76,38 @@ def completion_of(content: Json, path: str, wants_logprobs: bool) -> Completion:
             (),
             str(choice.get("finish_reason") or "stop"),
             logprobs,
-            Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)),
+            Usage(_count(usage, "prompt_tokens"), _count(usage, "completion_tokens")),
         )
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise HostGarbled(f"an answer of another shape: {error!r}") from None
+        raise HostGarbled(f"an answer of another shape: {type(error).__name__}") from None
+
+
+def _finite_logprobs(choice: Json) -> tuple[TokenLogprob, ...]:
+    found = read_logprobs(choice.get("logprobs") or {})
+    if not all(math.isfinite(one.logprob) for token in found for one in (token, *token.top)):
+        raise ValueError("a log-probability that is no number")
+    return found
+
+
+def usage_of(content: Json) -> Json:
+    """What the host has counted, without what cannot be: our counters never go back."""
+    told = content.get("usage")
+    if not isinstance(told, dict):
+        return {}
+    return {name: value for name, value in told.items() if not _is_odd(value)}
+
+
+def _count(usage: Json, name: str) -> int:
+    found = usage.get(name) or 0
+    if not isinstance(found, int):
+        raise TypeError(f"a usage of {type(found).__name__}")
+    return found
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, int | float) and not (
+        isinstance(value, int) and 0 <= value <= MAX_COUNT
+    )
 
 
 def read_logprobs(told: Json) -> tuple[TokenLogprob, ...]:

@@ -6,6 +6,7 @@ of the host's.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpupool.engines.saas_args import SaasArgs
 from gpupool.engines.saas_fields import EMBEDDINGS, ask_host
+from gpupool.engines.saas_generation import usage_of
 from gpupool.engines.saas_host import Host
 from gpupool.errors import HostError
 from gpupool.outgoing import Outgoing
@@ -49,7 +51,7 @@ class SaasOpenAI:
         await receive()  # The body, which has been parsed.
         path, body = scope["path"], scope["state"]["body"]
         asked = ask_host(path, body, self._args, self._name_there)
-        out = Outgoing(send)
+        out = Outgoing(send, render_strictly)
         answer = self._stream if asked.get("stream") else self._whole
         name = body.get("model") or self._name
         await unless_gone(answer(path, asked, name, out), receive)
@@ -60,11 +62,10 @@ class SaasOpenAI:
         content = reply.content
         items = content.get("data" if path == EMBEDDINGS else "choices")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            log.error("the host's answer has no list of results; it has %s", sorted(content)[:20])
-            raise HostError("the host of this model gave no answer; try again", code="host_failed")
+            raise _garbled("it has no list of results")
         for index, item in enumerate(items):
             item.setdefault("index", index)
-        content.setdefault("usage", {})
+        content["usage"] = usage_of(content)
         out.headers = dict(reply.headers)
         await out.whole(content | {"model": name})
 
@@ -73,5 +74,20 @@ class SaasOpenAI:
             out.headers = dict(stream.headers)
             async for event in events:
                 self._note_progress()
+                if event.get("usage") is not None:
+                    event["usage"] = usage_of(event)
                 await out.event(event | {"model": name})
         await out.done()
+
+
+def render_strictly(content: Any) -> bytes:
+    """As JSON has it: hosts that are written in Python may answer NaN, which no client can read."""
+    try:
+        return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise _garbled("it has a number that JSON has not, or no end of brackets") from None
+
+
+def _garbled(why: str) -> HostError:
+    log.error("the host's answer is none: %s", why)
+    return HostError("the host of this model gave no answer; try again", code="host_failed")

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 from gpupool.engines.saas_args import OPENAI, REQUEST_FIELDS, VENDOR_FIELDS, SaasArgs
@@ -49,7 +49,25 @@ def import_litellm() -> Any:
     for name in CALLBACKS:
         setattr(litellm, name, [])
     silence_libraries()
+    _follow_no_redirects()
     return litellm
+
+
+def _follow_no_redirects() -> None:
+    """litellm's clients go wherever a host sends them, and of the headers only Authorization stays
+    behind then: Anthropic's and Google's keys are in others."""
+    import httpx
+
+    for client in (httpx.AsyncClient, httpx.Client):
+        client.send = _staying(client.send)  # type: ignore[method-assign]
+
+
+def _staying(send: Any) -> Any:
+    @wraps(send)
+    def stay(*args: Any, **more: Any) -> Any:
+        return send(*args, **more | {"follow_redirects": False})
+
+    return stay
 
 
 def find_vendor(args: SaasArgs, model_name: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import { askJson, Refused } from "./api.js";
 import { byId, setText, showText } from "./dom.js";
 import { count, plural, speed, time } from "./format.js";
+import { showGpus } from "./gpus.js";
 import { Plot } from "./plot.js";
 import { Speed } from "./speed.js";
 import { showWorkers } from "./workers.js";
@@ -86,6 +87,7 @@ function showPool(pool) {
     came.set(slot, { now: since, shown: speeds.get(slot).shown });
   }
   showWorkers(pool.workers, came);
+  showGpus(pool.gpus);
   showTotals(pool, [...came.values()]);
 }
 

@@ -32,12 +32,12 @@ def test_what_means_nothing_is_not_sent() -> None:
 
 
 def test_what_all_requests_get_gives_way_to_what_one_says() -> None:
-    words = ("--saas.reasoning_effort", "low", "--saas.extra_body", '{"top_a": 1, "n": 2}')
+    words = ("--saas.reasoning_effort", "low", "--saas.extra_body", '{"top_a": 1, "top_b": 2}')
     assert sent({"messages": USER}, *words) == {
-        "model": "there", "messages": USER, "reasoning_effort": "low", "top_a": 1, "n": 2,
+        "model": "there", "messages": USER, "reasoning_effort": "low", "top_a": 1, "top_b": 2,
     }  # fmt: skip
-    own = sent({"messages": USER, "reasoning_effort": "high", "n": 1}, *words)
-    assert (own["reasoning_effort"], own["n"]) == ("high", 1)
+    own = sent({"messages": USER, "reasoning_effort": "high", "top_k": 1}, *words)
+    assert (own["reasoning_effort"], own["top_k"]) == ("high", 1)
 
 
 def test_what_a_route_does_not_have_is_not_sent_there() -> None:

@@ -22,6 +22,7 @@ from gpupool.engines.saas_vendor import VendorClient, check_vendor, find_vendor,
 from gpupool.errors import BadRequest, ConfigError
 from tests.saas.asking import BODY, CHAT
 from tests.saas.host import KEY, Host, Planned
+from tests.saas.raw_host import raw_host
 
 pytestmark = [
     pytest.mark.server,
@@ -288,3 +289,20 @@ def test_a_key_that_is_echoed_is_printed_by_nobody(
         asking(host, chat)
     out, err = capfd.readouterr()
     assert KEY not in out + err + caplog.text
+
+
+@pytest.mark.parametrize("vendor", ["anthropic", "gemini", "hosted_vllm"])
+def test_a_host_that_sends_elsewhere_takes_nobody_there(vendor: str) -> None:
+    """The keys of some are in headers of their own, which would go along."""
+
+    async def run(url: str) -> None:
+        given = ("--saas.api_type", vendor, "--saas.base_url", url)
+        await chat(VendorClient(parse_engine_args(given), "far-away", KEY))
+
+    with raw_host(b"HTTP/1.1 400 X\r\nContent-Length: 0\r\n\r\n") as other:
+        elsewhere = other.url.replace("127.0.0.1", "localhost").encode()
+        head = b"HTTP/1.1 307 X\r\nContent-Length: 0\r\nLocation: " + elsewhere
+        with raw_host(head + b"\r\n\r\n") as host, pytest.raises((HostRefused, HostBroken)):
+            asyncio.run(run(host.url))
+        assert host.heads
+        assert other.heads == []

@@ -264,6 +264,31 @@ def test_gpus_are_shown_with_what_they_do(chromium: Browser, tmp_path: Path) -> 
                 expect(card(page, 0).locator(".memory")).to_have_text("0 MiB of 282 GiB")
 
 
+def test_gpus_without_a_worker_are_shown_with_the_reason(chromium: Browser, tmp_path: Path) -> None:
+    with fake_machine(tmp_path, gpus=4) as machine:
+        machine.set_gpu(3, ecc=3, name="<b>GPU</b>")
+        flags = (*SCRIPTED, "--per_proc_gpus", "1", "--workers", "2")
+        with Pool(tmp_path, *flags, env=machine.env()) as pool:
+            pool.wait_ready(workers=2)
+            wait_until(lambda: "by driver events" in pool.log(), 10, "the watch")
+            with tab(chromium, pool.url) as page:
+                idle = page.locator("#idle-gpus li")
+                expect(idle).to_have_count(2)
+                expect(idle.nth(0)).to_contain_text(f"spare GPU 2 {uuid_of(2)[:12]}…")
+                expect(idle.nth(1)).to_contain_text("faulty GPU 3")
+                expect(idle.nth(1)).to_contain_text("<b>GPU</b> · ECC")
+                machine.xid(0, 79)
+                expect(idle.nth(0)).to_contain_text("quarantined GPU 0")
+                expect(idle.nth(0)).to_contain_text("Xid 79 (fell off the bus)")
+                expect(card(page, 0).locator(".gpus li")).to_contain_text(uuid_of(2)[:12])
+                expect(idle).to_have_count(2)
+            told = pool.get("/pool")[1]["gpus"]
+            states = ["quarantined", "leased", "leased", "faulty"]
+            assert [gpu["state"] for gpu in told] == states
+            assert [gpu["worker"] for gpu in told] == [None, 1, 0, None]
+            assert [gpu["uuid"] for gpu in told] == [uuid_of(index) for index in range(4)]
+
+
 # Keys.
 
 
