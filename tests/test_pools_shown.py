@@ -14,7 +14,7 @@ from gpupool.gpus import Gpu
 from gpupool.pools import leases
 from gpupool.pools.look import View, has_last_word, key_of, look, state_of
 from gpupool.pools.record import Record
-from gpupool.pools.render import as_data, rates_between, render
+from gpupool.pools.render import ago, as_data, rates_between, render
 from gpupool.reload_journal import ReloadJournal
 from gpupool.settings import Settings
 
@@ -71,12 +71,20 @@ def test_a_pool_that_is_told_to_end_drains() -> None:
 
 
 def test_a_worker_is_a_line() -> None:
-    busy = worker(last_error="it died once")
+    busy = worker(last_error="it died once", last_error_ago_s=372.0)
     shown = render([View(RECORD, "ready", workers=[busy])], {("a", 0): 41.6})
     head, _, line = shown.splitlines()
     assert head == "a: ready 1 of 1  http://127.0.0.1:1  M"
-    cells = "0 ready GPU-12345678 3.0 GiB 1/4 42 2 last error: it died once"
+    cells = "0 ready GPU-12345678 3.0 GiB 1/4 42 2 last error (6 min ago): it died once"
     assert " ".join(line.split()) == cells
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(5.2, "5 s ago"), (59.9, "60 s ago"), (372, "6 min ago"), (7300, "2 h ago"), (2e5, "2 d ago")],
+)
+def test_how_long_ago_is_one_number(seconds: float, shown: str) -> None:
+    assert ago(seconds) == shown
 
 
 def test_a_loading_worker_says_what_it_is_at() -> None:
