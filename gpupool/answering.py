@@ -133,7 +133,7 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
         if not isinstance(exc, Moved):
             seen = call.current_call().history.seen
             seen.request_id = seen.request_id or request_id.accept("")
-            reason = getattr(exc, "reason", "")
+            reason = exc.reason if isinstance(exc, RequestError) else ""
             send_error(client, exc, seen.request_id, partial(self._note_answer, reason))
 
     def _note_answer(self, reason: str, status: int) -> None:

@@ -32,10 +32,14 @@ ID_HEADER = request_id.HEADER.upper()
 """As gunicorn's parser gives the names of headers."""
 
 
-def _seen(request: Any, client: Any) -> Seen:
+def _address(client: Any) -> str:
+    return str(client[0]) if isinstance(client, tuple) and client else ""
+
+
+def _note(request: Any, seen: Seen) -> None:
+    """What the log says of a request, whatever becomes of it."""
     given = next((value for name, value in request.headers if name == ID_HEADER), "")
-    address = str(client[0]) if isinstance(client, tuple) and client else ""
-    return Seen(request_id.accept(given), request.path, address)
+    seen.request_id, seen.route = request_id.accept(given), request.path
 
 
 class ReadTimeout(RequestError):
@@ -87,6 +91,7 @@ class Intake:
         """Read the next request of a connection that has bytes, on the socket or left over."""
         conn.sock.setblocking(False)
         conn.begin()
+        conn.history.seen = Seen(client=_address(conn.client))
         conn.reader = greenlet.greenlet(self._read_request)
         self._reading[conn] = time.monotonic() + self._read_timeout_s
         if self._resume(conn, conn):
@@ -125,7 +130,7 @@ class Intake:
 
     def _read_request(self, conn: Connection) -> None:
         request = conn.parser.parse()
-        conn.history.seen = _seen(request, conn.client)
+        _note(request, conn.history.seen)
         check_sender(request.method, request.version, request.headers, self._cors_origins)
         length = getattr(request.body.reader, "length", None)
         if length is not None and length > self._max_body_bytes:

@@ -131,11 +131,15 @@ def test_what_is_refused_before_the_application_has_its_id_and_route(
         assert (line["route"], line["status"], line["client"]) == (path, status, "127.0.0.1")
 
 
+def _is_unreadable(line: dict[str, Any]) -> bool:
+    return line.get("route") == "unreadable" and line["client"] == "127.0.0.1"
+
+
 def test_what_is_no_http_is_a_line(pool: Pool) -> None:
     with socket.create_connection(("127.0.0.1", pool.port), timeout=10) as client:
         client.sendall(b"nonsense\r\n\r\n")
         assert b" 400 " in client.recv(4096)
-    wait_until(lambda: any(line.get("route") == "unreadable" for line in lines(pool)), 10, "it")
+    wait_until(lambda: any(map(_is_unreadable, lines(pool))), 10, "it")
 
 
 def test_probes_are_not_logged(pool: Pool) -> None:
