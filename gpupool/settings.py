@@ -260,8 +260,8 @@ def asked_run_dir() -> str:
 
 def pool_name() -> str:
     """What `gpupool run` calls this process's pool, "" where it did not start it."""
-    path = Path(os.environ.get("GPUPOOL_CONFIG", ""))
-    return path.parent.name if path.with_name("pool.json").is_file() else ""
+    folder = Path(os.environ.get("GPUPOOL_CONFIG", "")).parent
+    return folder.name if (folder / "pool.json").is_file() else ""
 
 
 def env_name(field: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpupool import lockdir, note
+from gpupool import lockdir, note, procfs
 from gpupool.gpus import Gpu
 from gpupool.pools import leases
 from gpupool.pools.look import View, has_last_word, key_of, look, state_of
@@ -19,6 +20,9 @@ from gpupool.reload_journal import ReloadJournal
 from gpupool.settings import Settings
 
 RECORD = Record("a", 1, 2, "boot", "ns", "http://127.0.0.1:1", "/models/M", "/f", "now", {})
+
+
+JSON = '{"time": 1, "level": "info", "logger": "x", "worker": 0, "message": "%s", "pid": %d}'
 
 
 def worker(slot: int = 0, state: str = "ready", **fields: Any) -> dict[str, Any]:
@@ -40,8 +44,8 @@ def worker(slot: int = 0, state: str = "ready", **fields: Any) -> dict[str, Any]
             ["gpupool: error: of old", "[t] [7] [INFO] Starting gunicorn 27", "[t] [8] [INFO] x"],
             0,
         ),
-        (['{"message": "x", "pid": 8}'], 0),
-        (['{"message": "Shutting down: Master", "pid": 7}', '{"message": "x", "pid": 8}'], 1),
+        ([JSON % ("x", 8)], 0),
+        ([JSON % ("Shutting down: Master", 7), JSON % ("x", 8)], 1),
         ([], 1),
     ],
 )  # fmt: skip
@@ -128,8 +132,9 @@ def test_a_pool_that_ended_by_itself_is_told_by_its_log(
     run_dir.chmod(0o700)
     log = "[2026] [1] [INFO] x\n[2026] [1] [ERROR] no worker can ever be ready: no model\n\n"
     (run_dir / "a" / "pool.log").write_text(log)
-    view = look(RECORD)
+    view = look(replace(RECORD, boot_id=procfs.boot_id()))
     assert (view.state, view.reason) == ("ended", "no worker can ever be ready: no model")
+    assert look(RECORD).reason == "this machine has been started anew since"
 
 
 def test_who_holds_a_gpu_is_asked_of_its_lock(tmp_path: Path) -> None:
