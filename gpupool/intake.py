@@ -23,7 +23,7 @@ from gpupool import request_id
 from gpupool.call import Seen
 from gpupool.connection import WAIT, Connection
 from gpupool.deadlines import expired
-from gpupool.errors import RequestError, TooLarge
+from gpupool.errors import ReadTimeout, TooLarge
 from gpupool.linger import Lingering
 from gpupool.sender import check_sender
 
@@ -40,13 +40,6 @@ def _note(request: Any, seen: Seen) -> None:
     """What the log says of a request, whatever becomes of it."""
     given = next((value for name, value in request.headers if name == ID_HEADER), "")
     seen.request_id, seen.route = request_id.accept(given), request.path
-
-
-class ReadTimeout(RequestError):
-    """The client did not send its request in time."""
-
-    status = 408
-    type = "invalid_request_error"
 
 
 class Intake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -20,14 +21,6 @@ blueprint = Blueprint("pool", __name__)
 
 UNKNOWN: dict[str, Any] = dict.fromkeys(
     (
-        "pid",
-        "slots",
-        "running",
-        "waiting",
-        "inflight",
-        "served",
-        "generated_tokens",
-        "seen_tokens",
         "restarts",
         "last_error_ago_s",
         "memory_bytes",
@@ -67,6 +60,7 @@ def pool() -> Response:
     return jsonify(
         model=replica.settings.model_name,
         infer_type=replica.settings.infer_type,
+        master_pid=_master_pid(),
         workers=workers,
         gpus=_describe_gpus(workers),
         capabilities=_capabilities(replica),
@@ -97,6 +91,11 @@ def _describe_gpu(gpu: Standing, slot: int | None) -> dict[str, Any]:
         "worker": slot,
         "reason": gpu.fault or gpu.quarantine,
     }
+
+
+def _master_pid() -> int | None:
+    """Whose worker answers; nobody's where the host has no master."""
+    return os.getppid() if "gpupool.scoreboard" in current_app.extensions else None
 
 
 def _reload() -> dict[str, Any] | None:
@@ -167,8 +166,19 @@ def _seen_tokens(totals: Iterable[Totals]) -> int:
 
 
 def _describe_alone(replica: Replica) -> dict[str, Any]:
-    """The one worker of a host without a scoreboard."""
+    """The one worker of a host without a scoreboard. What waits, waits before it."""
+    totals: Totals = current_app.extensions["gpupool.totals"]
+    engine = replica.engine
+    running = 0 if engine is None else engine.num_inflight()
     return UNKNOWN | {
+        "pid": os.getpid(),
+        "slots": None if engine is None else engine.model.slots,
+        "running": running,
+        "waiting": 0,
+        "inflight": running,
+        "served": served([totals]),
+        "generated_tokens": totals.generated_tokens,
+        "seen_tokens": _seen_tokens([totals]),
         "slot": replica.slot,
         "state": replica.state,
         "phase": replica.phase,

@@ -82,6 +82,9 @@ def look(record: Record, other_key: str = "") -> View:
         return View(record, "unknown", _KEYLESS)
     if "workers" not in found:
         return View(record, "unknown", f"{record.url}/pool answers {answer.status_code}")
+    if found.get("master_pid") not in (None, record.pid):
+        said = f"another pool (master pid {found['master_pid']}) answers at {record.url}"
+        return View(record, "starting", said)
     workers = found["workers"]
     quorum = record.settings().ready_quorum
     return View(

@@ -219,7 +219,7 @@ def test_stop_ends_exactly_what_run_started(gpupool: Commands) -> None:
     everything = session_of(written["pid"])
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
         record.write_text(json.dumps(written | {"pid": bystander.pid}))
-        assert gpupool("restart").returncode == 1
+        assert gpupool("restart").returncode == 2
         stopped = gpupool("stop")
         assert (stopped.returncode, stopped.stdout) == (0, "pool: had ended already\n")
         assert bystander.poll() is None
