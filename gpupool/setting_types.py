@@ -17,6 +17,8 @@ from gpupool.nearest import nearest_hint
 
 AUTO_GPUS = 0
 """per_proc_gpus as long as nobody has chosen: only the preflight ever sees it."""
+AUTO_REPLICAS = 0
+"""num_replicas where the load decides."""
 
 HOSTED = "saas"
 """The engine that has no weights: it takes no GPU, and its model is no file."""
@@ -118,6 +120,7 @@ def _names(value: Any) -> Any:
 
 EngineName = Annotated[str, AfterValidator(_known_engine)]
 GpuCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_is_nobodys_number)]
+ReplicaCount = GpuCount
 GpuList = Annotated[str, AfterValidator(str.strip)]
 ModelSource = Annotated[str, AfterValidator(_known_source)]
 MemoryPlan = Annotated[str, BeforeValidator(_switch_as_word), AfterValidator(_known_plan)]

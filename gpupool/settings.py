@@ -36,6 +36,7 @@ from gpupool.setting_types import (
     ModelSource,
     Names,
     RayAddress,
+    ReplicaCount,
     Switch,
     Words,
 )
@@ -114,10 +115,26 @@ class Settings(BaseSettings):
         "this machine is in; default: a Ray of the pool's own, which starts and ends with it",
         json_schema_extra={"metavar": "ADDRESS"},
     )
-    num_replicas: int | None = Field(
+    num_replicas: ReplicaCount | None = Field(
+        default=None,
+        description="replicas of --launcher ray, or auto: as many as there are requests for; "
+        "default: as many as its GPUs make, one without",
+        json_schema_extra={"metavar": "N"},
+    )
+    min_replicas: int | None = Field(
+        default=None, ge=1, description="at least so many with --num_replicas auto; default: 1"
+    )
+    max_replicas: int | None = Field(
         default=None,
         ge=1,
-        description="replicas of --launcher ray; default: as many as its GPUs make, one without",
+        description="at most so many with --num_replicas auto; default: what the cluster's GPUs, "
+        "or without any its CPU cores, have room for at the start",
+    )
+    downscale_delay_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="with --num_replicas auto: a replica that is not needed for so long ends; "
+        "default: 600",
     )
     ready_quorum: int = Field(
         default=1,

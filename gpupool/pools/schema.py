@@ -64,7 +64,7 @@ def _property(key: str, made: dict[str, Any]) -> dict[str, Any]:
     if made.get("type") == "array":
         text = {"type": "string"}
         kept = {"anyOf": [text, {"type": "array", "items": text}]}
-    if key == "per_proc_gpus":
+    if key in ("per_proc_gpus", "num_replicas"):
         kept = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}
     if key in WORDS:
         kept = {"enum": WORDS[key]}

@@ -24,6 +24,13 @@ HEALTH_TIMEOUT_S = 30.0
 WHILE_LOADING = 1
 """Requests that a replica may have at once until it is known how many its engine has slots for."""
 RETRY_AFTER_S = 1
+BUSY_SHARE = 0.75
+"""Of its slots, that a replica has on average before there is to be another one."""
+METRICS_INTERVAL_S = 1.0
+LOOK_BACK_S = 5.0
+UPSCALE_DELAY_S = 5.0
+DOWNSCALE_DELAY_S = 600.0
+"""A model takes minutes to load, so that ending a replica is worth a second thought."""
 
 
 class ServedReplica:
@@ -79,6 +86,26 @@ def _build() -> Any:
     return _answer
 
 
+def _how_many(settings: Settings, plan: Plan, slots: int | None) -> dict[str, Any]:
+    """Serve counts the requests that run and that wait in its queue. While nobody knows how many a
+    replica can run, there is nothing to follow."""
+    from ray.serve.config import AutoscalingConfig
+
+    if plan.least is None or slots is None:
+        return {"num_replicas": plan.num_replicas if plan.least is None else plan.least}
+    delay_s = settings.downscale_delay_s
+    scaling = AutoscalingConfig(
+        min_replicas=plan.least,
+        max_replicas=plan.num_replicas,
+        target_ongoing_requests=max(1.0, slots * BUSY_SHARE),
+        metrics_interval_s=METRICS_INTERVAL_S,
+        look_back_period_s=LOOK_BACK_S,
+        upscale_delay_s=UPSCALE_DELAY_S,
+        downscale_delay_s=DOWNSCALE_DELAY_S if delay_s is None else delay_s,
+    )
+    return {"autoscaling_config": scaling}
+
+
 def make_application(settings: Settings, plan: Plan, slots: int | None) -> Any:
     """What Serve is to run; once more with the `slots` of an engine, it changes that alone and no
     replica is started anew."""
@@ -88,7 +115,7 @@ def make_application(settings: Settings, plan: Plan, slots: int | None) -> Any:
     at_once = WHILE_LOADING if slots is None else slots
     deployment = serve.deployment(serve.ingress(_build)(ServedReplica)).options(
         name=DEPLOYMENT,
-        num_replicas=plan.num_replicas,
+        **_how_many(settings, plan, slots),
         ray_actor_options=plan.actor_options,
         max_ongoing_requests=at_once,
         # Serve counts as waiting also what is on its way to a free slot.

@@ -65,7 +65,7 @@ def _start_own(settings: Settings, environment: dict[str, str]) -> None:
     ray.init(
         address="local",
         num_gpus=sum(len(found.gpus) for found in slices),
-        num_cpus=max(cores, settings.num_replicas or 1),
+        num_cpus=max(cores, settings.num_replicas or 1, settings.max_replicas or 1),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         runtime_env={"env_vars": environment},

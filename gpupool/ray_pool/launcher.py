@@ -20,7 +20,7 @@ from gpupool.errors import ConfigError, GpupoolError
 from gpupool.greeting import greet
 from gpupool.ray_pool import cluster
 from gpupool.ray_pool.application import make_application
-from gpupool.ray_pool.capacity import Plan, plan
+from gpupool.ray_pool.capacity import Plan, Wanted, plan
 from gpupool.ray_pool.draining import drain
 from gpupool.ray_pool.names import APP, DEPLOYMENT
 from gpupool.ray_pool.rules import DoorRules
@@ -59,7 +59,7 @@ class Launcher:
             found = plan(
                 cluster.node_resources(),
                 self._settings.per_proc_gpus,
-                self._settings.num_replicas,
+                Wanted.of_settings(self._settings),
             )
             try:
                 self._serve(found)
@@ -74,12 +74,12 @@ class Launcher:
 
     def _serve(self, found: Plan) -> None:
         log.info(
-            "gpupool: %s by %s on http://%s:%d, %d replica(s) on Ray",
+            "gpupool: %s by %s on http://%s:%d, %s replica(s) on Ray",
             self._settings.model_name,
             self._settings.infer_type,
             self._settings.host,
             self._settings.port,
-            found.num_replicas,
+            found.num_replicas if found.least is None else f"{found.least} to {found.num_replicas}",
         )
         _start_serve(self._settings)
         _deploy(self._settings, found, None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from gpupool.errors import ConfigError
-from gpupool.setting_types import AUTO_GPUS, HOSTED
+from gpupool.setting_types import AUTO_GPUS, AUTO_REPLICAS, HOSTED
 from gpupool.settings import Settings, env_name
 
-OF_RAY = ("ray_address", "num_replicas")
+OF_SCALING = ("min_replicas", "max_replicas", "downscale_delay_s")
+OF_RAY = ("ray_address", "num_replicas", *OF_SCALING)
 NOT_ON_RAY = {
     "workers": "use --num_replicas",
     "ready_quorum": "Serve answers from the first ready replica on",
@@ -33,6 +34,7 @@ def refuse_meaningless(settings: Settings) -> None:
         value = getattr(settings, field)
         if value != Settings.model_fields[field].default:
             raise ConfigError(f"{_given(field, value)}, but not with --launcher ray: {why}")
+    _refuse_odd_scaling(settings)
     if settings.per_proc_gpus == AUTO_GPUS:
         raise ConfigError(
             f"{_given('per_proc_gpus', 'auto')}, which is found out for one machine only; give a "
@@ -50,5 +52,21 @@ def refuse_meaningless(settings: Settings) -> None:
         )
 
 
+def _refuse_odd_scaling(settings: Settings) -> None:
+    least, most = settings.min_replicas, settings.max_replicas
+    if settings.num_replicas != AUTO_REPLICAS:
+        for field in OF_SCALING:
+            if (value := getattr(settings, field)) is not None:
+                raise ConfigError(
+                    f"{_given(field, value)}, which means something with --num_replicas auto only; "
+                    "add that, or leave it out"
+                )
+    elif least is not None and most is not None and least > most:
+        raise ConfigError(
+            f"{_given('min_replicas', least)}, which is more than --max_replicas {most}; swap them"
+        )
+
+
 def _given(field: str, value: object) -> str:
-    return f"--{field} ({env_name(field)}) is {value!r}"
+    shown = "auto" if field == "num_replicas" and value == AUTO_REPLICAS else value
+    return f"--{field} ({env_name(field)}) is {shown!r}"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import openai
 import psutil
@@ -21,6 +19,7 @@ from tests.demo_model import gguf_path, model_folder
 from tests.documented import commands_of
 from tests.pool import AT_OUR_END, ROOT, SCRIPTED, Pool, wait_until
 from tests.ray_pool.cluster import START_S, environment, own_network, ray_pool, require_ray
+from tests.ray_pool.load import Load
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -103,37 +102,6 @@ def three_nodes() -> Iterator[Cluster]:
         finally:
             for address in list(cluster.nodes):
                 cluster.kill(address)
-
-
-@dataclass
-class Load:
-    """Clients that ask one request after the other, and what became of each."""
-
-    pool: Pool
-    num_clients: int = 6
-    took: list[tuple[float, float]] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Load:
-        self._threads = [threading.Thread(target=self._ask) for _ in range(self.num_clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        while not self.stop.is_set():
-            began = time.monotonic()
-            try:
-                assert self.pool.infer("ab", max_tokens=20) == ["ab" * 10]
-            except Exception as error:
-                self.lost.append(repr(error)[:300])
-            self.took.append((began, time.monotonic() - began))
 
 
 def test_a_dead_node_loses_no_request_and_stops_costing_any_within_5_s(
