@@ -213,7 +213,8 @@ def answered(client: Pool, **params: Any) -> tuple[int, Any]:
 def test_a_refused_request_is_told_and_sent_nowhere_else(tmp_path: Path) -> None:
     """A pool that is full has its queue behind it: its 429 is the client's to heed."""
     with ExitStack() as stack:
-        limit = ("--api_key", "key", "--key_concurrency", "1", "--", "--token-s", "0.02")
+        limit = ("--api_key", "key", "--key_concurrency", "1", "--max_body_bytes", "4096")
+        limit += ("--", "--token-s", "0.02")
         pools = [start(stack, tmp_path, *limit) for _ in range(2)]
         key = {"Authorization": "Bearer key"}
         for pool in pools:
@@ -233,6 +234,9 @@ def test_a_refused_request_is_told_and_sent_nowhere_else(tmp_path: Path) -> None
             assert (response.status, error["code"]) == (429, "key_limit")
             assert int(response.headers["Retry-After"]) >= 1
         assert [pool.log().count("status=429") for pool in pools].count(0) == 1
+        own, passed = (at.post("/infer", b" " * 5000, **key) for at in (pools[0], front.client))
+        assert own[0] == 413
+        assert passed == own  # in the pool's own words
         for pool in pools:
             kill(pool)
         assert [one.result()[0] for one in running] == [502, 502]
