@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -107,6 +108,19 @@ def test_an_answer_streams_and_a_completion_is_one_question_alone(page: Page) ->
     assert seen == sorted(seen)
     expect(text).to_have_text("abc" * 20)
     expect(page.locator(LAST_FIGURES)).to_contain_text("cut off at max tokens")
+
+
+def test_a_long_answer_in_many_pieces_does_not_hold_the_page_up(page: Page) -> None:
+    """Of 300 kB: laid out for each of the pieces, it would take minutes."""
+    number = 10_000
+    pieces = (f"line {i} {'x' * 20}\n" for i in range(number))
+    events = [json.dumps({"choices": [{"delta": {"content": piece}}]}) for piece in pieces]
+    body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+    kind = {"Content-Type": "text/event-stream"}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, headers=kind))
+    send(page, "all of it")
+    expect(page.locator(LAST_FIGURES)).to_contain_text("about 10,000 tokens")
+    assert page.locator(LAST_TEXT).inner_text().count("\n") >= number - 1
 
 
 def test_stop_ends_the_work_in_the_engine(page: Page, pool: Pool) -> None:
