@@ -2,10 +2,11 @@
 VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST := $(PYTHON_BIN) -m pytest
-# Side by side (tests/scheduling.py, tests/conftest.py).
-BESIDE := $(PYTEST) --numprocesses 2 --dist loadscope --no-loadscope-reorder
-# What failed in company is judged alone: it had half a machine, and others' noise.
-ALONE := $(PYTEST) --last-failed --last-failed-no-failures none
+# So many at a time (tests/scheduling.py, tests/conftest.py): a model has a core of its own; the others
+# mostly wait, for processes and for clocks. What failed in company is judged alone: it had a part of
+# the machine, and others' noise.
+beside = $(PYTEST) --numprocesses $(1) --dist loadscope --no-loadscope-reorder -m "$(2)" \
+	|| $(PYTEST) --last-failed --last-failed-no-failures none -m "$(2)"
 SHELL_FILES := start_gunicorn.sh examples/demo.sh requirements/install.sh requirements/make_locks.sh requirements/nginx.sh .ci/run
 
 # Thousands of short processes import this project; without its bytecode each compiles it anew.
@@ -33,14 +34,16 @@ type: install ## mypy, strict
 	$(VENV)/bin/mypy
 
 test: lint type ## everything that must hold, with the real engines; at most 20 minutes
-	$(BESIDE) -m "not slow and not quiet" || $(ALONE) -m "not slow and not quiet"
+	$(call beside,2,model and not slow and not quiet)
+	$(call beside,3,not model and not slow and not quiet)
 	$(PYTEST) -m "not slow and quiet"
 
 test-fast: install ## what needs no process and no model; under a minute
 	$(PYTEST) -m "not slow and not server and not model"
 
 test-long: lint type ## the full counts: thousands of kills, races and requests
-	$(BESIDE) -m "not quiet" || $(ALONE) -m "not quiet"
+	$(call beside,2,model and not quiet)
+	$(call beside,3,not model and not quiet)
 	$(PYTEST) -m quiet
 
 prove: install ## break every promise in turn and demand that its test turns red

@@ -23,6 +23,9 @@ from gpupool.settings import read_settings as _read_settings
 # What cannot work is refused here, with one line and exit code 2.
 _preflight.refuse_or_return()
 
+# On Ray there is no gunicorn: from here on this process is the launcher.
+_hooks.leave_to_ray()
+
 # Read again by a reload, which keeps the slices, their leases and the scoreboard.
 _settings = _preflight.with_engine(_read_settings(), _hooks.shared_dispatcher())
 _dispatcher = _hooks.shared_dispatcher().with_settings(_settings)

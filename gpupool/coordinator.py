@@ -27,13 +27,13 @@ from gpupool.load_times import DEFAULT_RETRY_AFTER_S
 from gpupool.mailbox import Message
 from gpupool.scoreboard import Row
 from gpupool.send_limit import limit_send
+from gpupool.tries import Tries, is_of_dead_worker
 
 if TYPE_CHECKING:
     from gpupool.fanout import Fanout
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 3
 MAX_REMEMBERED = 2_000  # items whose tries travel with a batch; hardly more run at once
 LOOK_AGAIN_S = 0.05  # for slots that others gave back
 LOOK_FOR_LEAVERS_S = 1.0
@@ -65,7 +65,7 @@ class Coordinator:
         self._jobs = jobs
         self._call = call
         self._pending = deque(range(len(jobs)))
-        self._tries = [0] * len(jobs)
+        self._tries = Tries(len(jobs))
         self._results: dict[int, Result] = {}
         self._lanes: dict[int, _Lane] = {}
         self._heirs: list[_Lane] = []
@@ -95,7 +95,7 @@ class Coordinator:
         but not by what kills engines."""
         for index, count in tries.items():
             self._tries[index] = count
-            if count >= MAX_TRIES:
+            if self._tries.are_over(index):
                 self._pending.remove(index)
                 died = Failed(EngineDead("the engine died each time it ran this item"))
                 self._results[index] = Result(died, self._fanout.replica.slot, count)
@@ -189,7 +189,7 @@ class Coordinator:
             ]
             if not open_lanes:
                 break
-            if self._is_suspect(self._pending[0]):
+            if self._tries.is_suspect(self._pending[0]):
                 if has_suspect:
                     break
                 has_suspect = True
@@ -200,14 +200,9 @@ class Coordinator:
             if given[lane.to]:
                 self._send(lane, given[lane.to])
 
-    def _is_suspect(self, index: int) -> bool:
-        """Two workers died while they ran it. Such items run one at a time, so that the one that
-        kills engines, if there is one, does not take the others along a third time."""
-        return self._tries[index] >= MAX_TRIES - 1
-
     def _runs_suspect(self) -> bool:
         running = (index for lane in self._lanes.values() for index in lane.running)
-        return any(self._tries[index] >= MAX_TRIES for index in running)
+        return any(map(self._tries.are_over, running))
 
     def _share(self, lanes: list[_Lane]) -> int:
         """No worker gets more than its part of what is left, so that all end together."""
@@ -223,7 +218,7 @@ class Coordinator:
     def _send(self, lane: _Lane, indices: list[int]) -> None:
         lane.running.update(indices)
         for index in indices:
-            self._tries[index] += 1
+            self._tries.start(index)
         for first in range(0, len(indices), JOBS_A_MESSAGE):
             part = indices[first : first + JOBS_A_MESSAGE]
             lane.num_sent += len(part)
@@ -254,7 +249,7 @@ class Coordinator:
         lane.running.discard(index)
         if is_of_dead_worker(outcome):
             self._dead.add((lane.to, lane.pid))
-        if is_of_dead_worker(outcome) and self._tries[index] < MAX_TRIES:
+        if self._tries.may_run_again(index, outcome):
             self._pending.appendleft(index)
         else:
             self._results[index] = Result(outcome, lane.row.slot, self._tries[index])
@@ -302,7 +297,3 @@ def _end(lane: _Lane) -> None:
     with contextlib.suppress(OSError):
         lane.conn.send(None)
     lane.conn.close()
-
-
-def is_of_dead_worker(outcome: Outcome) -> bool:
-    return isinstance(outcome, Failed) and isinstance(outcome.error, EngineDead | Unavailable)

@@ -74,6 +74,13 @@ class NotFound(RequestError):
     type = "not_found_error"
 
 
+class ReadTimeout(RequestError):
+    """The client did not send its request in time."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
 class TooLarge(RequestError):
     """The body is over the limit."""
 

@@ -20,8 +20,8 @@ from urllib.parse import unquote
 
 from gunicorn.http import wsgi
 
+from gpupool.attending import attend, note_end
 from gpupool.connection import Connection
-from gpupool.errors import Moved
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
 
 SEND_TIMEOUT_S = 60.0
-LEAVE_S = 0.2  # for an application to end after it was told that its client is gone
-LAST_WORDS_S = 1.0  # for one whose engine died, to say so
 SPEC = {"version": "3.0", "spec_version": "2.3"}
 """2.3: Starlette watches for the client's end itself. From 2.4 on it waits for a failing send,
 which comes with the next token, if one comes."""
@@ -66,35 +64,11 @@ class Exchange:
     async def run(self, app: App, access_log: Callable[..., None]) -> bool:
         """Answer; whether the connection can take a next request. Raises Moved if another worker
         is to answer."""
-        loop = asyncio.get_running_loop()
-        work = loop.create_task(app(self._scope(), self._receive, self._send))
-        gone = loop.create_task(self._gone.wait())
-        patience_s = LEAVE_S
-        with self._conn.call.watching(lambda: loop.call_soon_threadsafe(self._gone.set)):
-            try:
-                await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError:
-                # The engine died. Whoever ends all tasks of the loop has cancelled this one too.
-                if not work.cancelling():
-                    work.cancel()
-                patience_s = LAST_WORDS_S
-            await asyncio.wait((work,), timeout=patience_s)
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait((work,))
-        self._note_end(work)
+        work = asyncio.create_task(app(self._scope(), self._receive, self._send))
+        await attend(work, self._gone, self._conn.call)
+        note_end(work, self._request.path)
         self._log_access(access_log)
         return self._is_complete and not self._gone.is_set() and not self._answer.should_close()
-
-    def _note_end(self, work: asyncio.Task[None]) -> None:
-        if work.cancelled():
-            return
-        error = work.exception()
-        if isinstance(error, Moved):
-            raise error
-        if error is not None:
-            log.error("error while answering %s", self._request.path, exc_info=error)
 
     def _log_access(self, access_log: Callable[..., None]) -> None:
         if self._answer.status is None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from gpupool.batch import AnyJob, Result, run_here
 from gpupool.call import Call
 from gpupool.clock import RequestClock
-from gpupool.coordinator import Coordinator, is_of_dead_worker
+from gpupool.coordinator import Coordinator
 from gpupool.mailbox import Mailboxes
 from gpupool.replica import Replica
 from gpupool.scoreboard import Scoreboard
+from gpupool.tries import is_of_dead_worker
 
 
 class Fanout:

@@ -133,6 +133,11 @@ class Front:
 
         return self._spawn(work())
 
+    def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run something on the event loop that the gate runs on; EngineDead at once if the engine
+        is dead."""
+        return self._spawn(work)
+
     def ask(
         self, job: OpenAIJob, on_over: Callable[[Answered | Failed], None]
     ) -> Future[Answered | Failed]:

@@ -1,6 +1,7 @@
 """The guardian: one small process per worker that ends what the worker leaves behind.
 
-Forked in the worker's post_fork, before any thread, engine or CUDA exists. It holds a copy of
+Forked in the worker's post_fork, before any thread, engine or CUDA exists; where threads are from
+the start, as on Ray, it is a program of its own. It holds a copy of
 the lease's descriptors and lets go only when the worker's process group is gone, so that a free
 lease means a dead engine, also when master and worker are killed together. After the fork it
 imports nothing and opens nothing but files of /proc.
@@ -16,6 +17,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from typing import NoReturn
@@ -88,6 +91,31 @@ def start(keep: Iterable[int] = ()) -> Guardian:
     theirs.close()
     ours.recv(1)  # it has left the group and closed what it must not keep, or it is gone
     return Guardian(pid, ours)
+
+
+def start_beside() -> Guardian:
+    """The same for a process that has threads already: forked, one of their locks might be taken
+    for ever. Takes as long as Python takes to start."""
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    worker_fd = os.pidfd_open(os.getpid())
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    given = (os.getpid(), worker_fd, theirs.fileno())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "gpupool.guardian", *map(str, given)],
+            pass_fds=given[1:],
+            process_group=0,
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    os.close(worker_fd)
+    theirs.close()
+    ours.recv(1)
+    child.returncode = 0  # never waited for: it outlives this process
+    return Guardian(child.pid, ours)
 
 
 def _run(worker: int, worker_fd: int, control: socket.socket, held: list[int]) -> NoReturn:
@@ -181,3 +209,8 @@ def _await_trackers(pgid: int, started: float) -> None:
 def _pause(started: float) -> None:
     is_fast = time.monotonic() - started < 2
     time.sleep(FAST_POLL_S if is_fast else SLOW_POLL_S)
+
+
+if __name__ == "__main__":
+    _worker, _worker_fd, _control = map(int, sys.argv[1:])
+    _run(_worker, _worker_fd, socket.socket(fileno=_control), [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -12,6 +13,7 @@ from functools import cache
 from dispatcher import GPUDispatcher
 from gpupool.backoff import Record
 from gpupool.mailbox import Mailboxes
+from gpupool.master_command import with_root
 from gpupool.process_group import kill_all_but_trackers
 from gpupool.scoreboard import Scoreboard
 from gpupool.setting_types import HOSTED
@@ -19,6 +21,14 @@ from gpupool.settings import Settings, read_settings
 from gpupool.worker import PoolWorker
 
 log = logging.getLogger(__name__)
+
+
+def leave_to_ray() -> None:
+    """Become the launcher of a pool on Ray, if that is what the settings say; nothing is bound or
+    forked yet. In the environment, which is all that is left, the preflight has put its choices."""
+    if read_settings().launcher == "ray":
+        launcher = [sys.executable, "-m", "gpupool.ray_pool.launcher"]
+        os.execve(sys.executable, launcher, with_root(os.environ))
 
 
 def bind_address(settings: Settings) -> str:

@@ -21,18 +21,11 @@ from gunicorn.http.errors import NoMoreData
 
 from gpupool.connection import WAIT, Connection
 from gpupool.deadlines import expired
-from gpupool.errors import RequestError, TooLarge
+from gpupool.errors import ReadTimeout, TooLarge
 from gpupool.linger import Lingering
 from gpupool.sender import check_sender
 
 READ_SIZE = 65536
-
-
-class ReadTimeout(RequestError):
-    """The client did not send its request in time."""
-
-    status = 408
-    type = "invalid_request_error"
 
 
 class Intake:

@@ -22,6 +22,7 @@ from dispatcher import GPUDispatcher
 from gpupool import json_lines
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
+from gpupool.ray_pool import preflight as ray_preflight
 from gpupool.refusal import ERROR, EXIT_REFUSED
 from gpupool.setting_types import AUTO_GPUS, ENGINE_NAMES, HOSTED
 from gpupool.settings import Settings, env_name, read_settings
@@ -61,8 +62,11 @@ def check(settings: Settings, *, is_running: bool = False) -> Outcome:
             "no model given; use --model_name (HF_MODEL_NAME) with a local folder, a .gguf file "
             "or a Hugging Face id"
         )
+    ray_preflight.check(settings)
     _check_path(settings)
     _check_key_limits(settings)
+    if settings.ray_address is not None:
+        return Outcome()  # the model, the engines and the GPUs are there, not here
     from gpupool import memory, model_source
 
     infer_type = settings.infer_type

@@ -19,6 +19,7 @@ from gpupool.refusal import ERROR
 from gpupool.settings import Settings, env_name
 
 FIXED = (
+    "launcher",
     "host",
     "port",
     "cuda_visible_devices",

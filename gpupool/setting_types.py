@@ -23,6 +23,7 @@ HOSTED = "saas"
 ENGINE_NAMES = ("vllm", "transformers", "llama_cpp", HOSTED)
 MODEL_SOURCES = ("huggingface", "modelscope")
 WHEN_TOO_LARGE = ("refuse", "warn", "off")
+LAUNCHERS = ("gunicorn", "ray")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -56,6 +57,18 @@ def _known_source(value: str) -> str:
 def _known_plan(value: str) -> str:
     if value not in WHEN_TOO_LARGE:
         raise ValueError(f"{value!r} is none of refuse, warn and off")
+    return value
+
+
+def _known_launcher(value: str) -> str:
+    if value not in LAUNCHERS:
+        raise ValueError(f"{value!r} is neither gunicorn nor ray")
+    return value
+
+
+def _ray_address(value: str) -> str:
+    if value != "auto" and re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):[0-9]{1,5}", value) is None:
+        raise ValueError("give host:port of the cluster's head, or auto")
     return value
 
 
@@ -102,6 +115,8 @@ GpuCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_is_nobodys_number)]
 GpuList = Annotated[str, AfterValidator(str.strip)]
 ModelSource = Annotated[str, AfterValidator(_known_source)]
 MemoryPlan = Annotated[str, AfterValidator(_known_plan)]
+Launcher = Annotated[str, AfterValidator(_known_launcher)]
+RayAddress = Annotated[str, AfterValidator(_ray_address)]
 LogLevel = Annotated[str, AfterValidator(_known_level)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_keys)]

@@ -30,10 +30,12 @@ from gpupool.setting_types import (
     GpuList,
     KeyFile,
     Keys,
+    Launcher,
     LogLevel,
     MemoryPlan,
     ModelSource,
     Names,
+    RayAddress,
     Words,
 )
 
@@ -99,6 +101,22 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         description="workers to start; default: one per slice, one on a machine without GPUs",
+    )
+    launcher: Launcher = Field(
+        default="gunicorn",
+        description="what runs the replicas: gunicorn on this machine, or ray, also on a cluster",
+        json_schema_extra={"metavar": "WHAT"},
+    )
+    ray_address: RayAddress | None = Field(
+        default=None,
+        description="cluster of --launcher ray: host:port of its head, or auto for the one that "
+        "this machine is in; default: a Ray of the pool's own, which starts and ends with it",
+        json_schema_extra={"metavar": "ADDRESS"},
+    )
+    num_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        description="replicas of --launcher ray; default: as many as its GPUs make, one without",
     )
     ready_quorum: int = Field(
         default=1,
@@ -278,8 +296,8 @@ def refuse_unknown_variables(environ: Mapping[str, str] = os.environ) -> None:
 
 INTERNAL_VARIABLES = frozenset(
     {
-        "GPUPOOL_CHECKED", "GPUPOOL_LEASE", "GPUPOOL_LOG_FILE", "GPUPOOL_SINGLE",
-        "GPUPOOL_RUN_DIR", "GPUPOOL_SAAS_API_KEY",
+        "GPUPOOL_CHECKED", "GPUPOOL_LEASE", "GPUPOOL_LOG_FILE", "GPUPOOL_RAY_DOOR",
+        "GPUPOOL_SINGLE", "GPUPOOL_RUN_DIR", "GPUPOOL_SAAS_API_KEY",
     }
 )  # fmt: skip
 """Set by our own processes for their children, but for the last two (docs/cli.md, docs/saas.md);

@@ -20,7 +20,15 @@ from gpupool.nearest import nearest_hint
 from gpupool.refusal import ERROR, EXIT_REFUSED
 from gpupool.settings import env_name
 
-OF_A_POOL = ("per_proc_gpus", "infer_type", "cuda_visible_devices", "workers")
+OF_A_POOL = (
+    "per_proc_gpus",
+    "infer_type",
+    "cuda_visible_devices",
+    "workers",
+    "launcher",
+    "ray_address",
+    "num_replicas",
+)
 """What a single instance decides itself."""
 
 

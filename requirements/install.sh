@@ -49,18 +49,13 @@ make_venv() {
     "$python" -m venv "$venv"
 }
 
-pip_install() { "$venv/bin/python" -m pip install -qq --no-input --no-compile --no-deps "$@"; }
+pip_install() { "$venv/bin/python" -m pip install -qq --no-input --no-deps "$@"; }
 
 install_torch() {
     say "torch, CPU build"
     pip_install -r requirements/torch.lock 2>/dev/null && return
     say "not on the configured indexes, taking it from $TORCH_INDEX"
     pip_install -r requirements/torch.lock --index-url "$TORCH_INDEX"
-}
-
-# pip would do it on one core. Some packages bring files that are no Python of this version.
-compile_all() {
-    "$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python*/site-packages || true
 }
 
 check_cpu_build() {
@@ -128,7 +123,6 @@ say "$(grep -c == "$lock") packages of $lock"
 pip_install -r "$lock"
 say "gpupool itself"
 pip_install --no-build-isolation -e .
-compile_all
 if [[ $profile == full ]]; then
     check_cpu_build
     see_to_browser

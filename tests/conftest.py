@@ -35,8 +35,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What loads a model comes first, so that the short rest evens the processes out at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("model") is None)
+    """Alone, the same order."""
+    from tests.scheduling import order
+
+    order(items)
 
 
 @pytest.fixture(autouse=True)

@@ -146,7 +146,7 @@ class Pool:
                     f"the pool ended with {self.process.returncode}:\n{self.log()}"
                 )
             try:
-                return int(self.get("/readyz", **headers)[1]["ready"]) >= workers
+                return int(self.get("/readyz", **headers)[1].get("ready", 0)) >= workers
             except OSError:
                 return False
 

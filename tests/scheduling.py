@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 SHARERS = ("test_infer", "test_logprobs", "test_openai", "test_openai_vllm", "test_fuzz")
@@ -13,15 +14,25 @@ ENGINE_SHARERS = ("test_transformers", "test_transformers_beside", "test_transfo
 ENGINE = re.compile(r"[\[-](vllm|transformers|llama_cpp)\b")
 
 
+def scope_of(nodeid: str) -> str:
+    """The file, or what it shares with others."""
+    path, _, rest = nodeid.partition("::")
+    name = path.rpartition("/")[2].removesuffix(".py")
+    if name == "test_openai_vllm":
+        return "vllm"
+    if name in ENGINE_SHARERS:
+        return "transformers_client"
+    engine = ENGINE.search(rest) if name in SHARERS else None
+    return engine[1] if engine else path
+
+
+def order(items: list[pytest.Item]) -> None:
+    """What many share takes longest, so it comes first, and the files even the processes out."""
+    items.sort(key=lambda item: scope_of(item.nodeid).endswith(".py"))
+
+
 class EngineScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """File by file, and all that shares an engine's pool together."""
+    """Scope by scope."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path, _, rest = nodeid.partition("::")
-        name = path.rpartition("/")[2].removesuffix(".py")
-        if name == "test_openai_vllm":
-            return "vllm"
-        if name in ENGINE_SHARERS:
-            return "transformers_client"
-        engine = ENGINE.search(rest) if name in SHARERS else None
-        return engine[1] if engine else path
+        return scope_of(nodeid)

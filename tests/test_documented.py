@@ -38,6 +38,10 @@ RUN_BY = {
     "bash start_gunicorn.sh --model_name Qwen/Qwen2.5-72B-Instruct --infer_type saas ": (
         "server/test_saas_pool.py::test_a_prompt_is_continued_by_the_other_pool"
     ),
+    "bash start_gunicorn.sh --launcher ray ": (
+        "ray_pool/test_whole.py::"
+        "test_a_pool_answers_streams_and_when_stopped_what_it_let_in_and_leaves_nothing"
+    ),
     "gpupool run -f examples/demo.yaml": DEMO,
     "gpupool status": DEMO,
     "gpupool query small ": DEMO,

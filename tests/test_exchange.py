@@ -215,7 +215,7 @@ def test_an_application_hears_that_its_client_left(site: Site) -> None:
 def test_an_application_that_does_not_listen_is_cancelled(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpupool.exchange.LEAVE_S", 0.1)
+    monkeypatch.setattr("gpupool.attending.LEAVE_S", 0.1)
     cancelled: list[bool] = []
     conn = site.read(GET)
 

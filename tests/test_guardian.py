@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -73,6 +74,15 @@ def work_with_family(folder: Path, say: Say) -> None:
     say(" ".join(map(str, [keeper.pid, *start_family()])))
 
 
+def work_beside_threads(folder: Path, say: Say) -> None:
+    """What a replica on Ray does, in a process that has threads from its start."""
+    threading.Thread(target=time.sleep, args=(120,), daemon=True).start()
+    keeper = guardian.start_beside()
+    keeper.hold(try_lock(lock_modes(folder, [GPU])).fds)
+    assert keeper.is_alive()
+    say(" ".join(map(str, [keeper.pid, *start_family()])))
+
+
 def pids(line: str) -> list[int]:
     return [int(word) for word in line.split()]
 
@@ -82,6 +92,18 @@ def test_the_group_is_gone_within_a_second_of_the_workers_sigkill(folder: Path) 
         family = pids(worker.hear())
         worker.kill()
         wait_until(lambda: not any(map(is_alive, family)), 1, "the end of the group")
+
+
+def test_a_guardian_that_is_a_program_of_its_own_does_the_same(folder: Path) -> None:
+    with Forked(lambda say: work_beside_threads(folder, say)) as worker:
+        family = pids(worker.hear())
+        keeper = Path(f"/proc/{family[0]}")
+        assert os.getpgid(family[0]) == family[0]
+        assert "SigBlk:\tfffffffe7ffbfeff" in (keeper / "status").read_text()
+        assert not is_free(folder)
+        worker.kill()
+        wait_until(lambda: not any(map(is_alive, family)), 1, "the end of the group")
+        wait_until(lambda: is_free(folder), 1, "the lease given back")
 
 
 def test_a_killed_engine_leaves_no_shared_memory(folder: Path) -> None:

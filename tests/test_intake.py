@@ -18,8 +18,8 @@ from gunicorn.http.errors import LimitRequestHeaders
 from gpupool.answer_socket import AnswerSocket
 from gpupool.call import History
 from gpupool.connection import Connection
-from gpupool.errors import TooLarge
-from gpupool.intake import Intake, ReadTimeout
+from gpupool.errors import ReadTimeout, TooLarge
+from gpupool.intake import Intake
 from gpupool.linger import MAX_LINGERING
 
 POST = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\nhello world"

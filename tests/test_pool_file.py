@@ -87,6 +87,7 @@ def test_what_the_process_has_in_its_environment_does_not_leak_in(
         ("", "write settings into it"),
         ("a: [", "is not valid YAML"),
         ({"model_name": "package:nowhere/x"}, "install the package 'nowhere'"),
+        ({"model_name": "A", "launcher": "ray"}, "use start_gunicorn.sh --launcher ray"),
     ],
 )
 def test_what_cannot_be_is_named(tmp_path: Path, content: Any, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -20,14 +21,6 @@ blueprint = Blueprint("pool", __name__)
 
 UNKNOWN: dict[str, Any] = dict.fromkeys(
     (
-        "pid",
-        "slots",
-        "running",
-        "waiting",
-        "inflight",
-        "served",
-        "generated_tokens",
-        "seen_tokens",
         "restarts",
         "memory_bytes",
         "gpu_use",
@@ -168,8 +161,19 @@ def _seen_tokens(totals: Iterable[Totals]) -> int:
 
 
 def _describe_alone(replica: Replica) -> dict[str, Any]:
-    """The one worker of a host without a scoreboard."""
+    """The one worker of a host without a scoreboard. What waits, waits before it."""
+    totals: Totals = current_app.extensions["gpupool.totals"]
+    engine = replica.engine
+    running = 0 if engine is None else engine.num_inflight()
     return UNKNOWN | {
+        "pid": os.getpid(),
+        "slots": None if engine is None else engine.model.slots,
+        "running": running,
+        "waiting": 0,
+        "inflight": running,
+        "served": served([totals]),
+        "generated_tokens": totals.generated_tokens,
+        "seen_tokens": _seen_tokens([totals]),
         "slot": replica.slot,
         "state": replica.state,
         "phase": replica.phase,

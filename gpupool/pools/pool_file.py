@@ -144,6 +144,11 @@ def _wanted(path: Path, name: str, given: dict[str, Any], overlay: dict[str, str
         settings = settings_of(values)
         if not settings.model_name:
             raise ConfigError("no model; write `model_name: MODEL`")
+        if settings.launcher != "gunicorn":
+            raise ConfigError(
+                f"launcher is {settings.launcher!r}, which these commands do not know yet; use "
+                f"start_gunicorn.sh --launcher {settings.launcher}"
+            )
     except ConfigError as error:
         raise ConfigError(f"{path}: pool {name!r}: {error}") from None
     return Wanted(name, path, values, dict(overlay), settings)

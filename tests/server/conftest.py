@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 
 from tests.pool import ROOT, Pool
+from tests.ray_pool.cluster import environment, own_network, require_ray
 from tests.server.engines import MODEL, engine_pool
 
 ENGINE_ARGS = {
@@ -19,6 +20,35 @@ ENGINE_ARGS = {
     "transformers": (),
     "llama_cpp": ("--chat-template-file", str(ROOT / "tests" / "chat_with_tools.jinja")),
 }
+
+
+@pytest.fixture(scope="module", name="pool_of")
+def _pool_of(
+    shared_pool: Callable[[str], Pool], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Pool]]:
+    """The same by a name that may end in -ray. One on Ray is the module's: it lives in a network
+    of its own, in which this thread cannot reach the others, so nothing else is asked meanwhile."""
+    with ExitStack() as stack:
+
+        def find(name: str) -> Pool:
+            engine = name.removesuffix("-ray")
+            if engine == name:
+                return shared_pool(name)
+            require_ray()
+            stack.enter_context(own_network())
+            pool = engine_pool(
+                engine,
+                tmp_path_factory.mktemp(name),
+                "--launcher",
+                "ray",
+                "--served_model_name",
+                MODEL,
+                env=environment(),
+                engine_args=ENGINE_ARGS[engine],
+            )
+            return stack.enter_context(pool)
+
+        yield find
 
 
 @pytest.fixture(scope="session", name="shared_pool")

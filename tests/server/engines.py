@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import pytest
+
 from gpupool.capabilities import ENGINES
 from gpupool.setting_types import HOSTED
 from tests import demo_model
 from tests.pool import Pool
 
 NAMES = tuple(name for name in ENGINES if name != HOSTED)
+ON_RAY = pytest.param("llama_cpp-ray", marks=pytest.mark.slow)
+"""The same tests where Ray runs the pool."""
 MODEL = "smol"  # the name of the model that all tests share
 # 16-bit keys and values, and the fused attention that rounds to them, are llama.cpp's default.
 LLAMA_CPP_EXACT = ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off")

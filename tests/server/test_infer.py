@@ -14,7 +14,7 @@ import pytest
 from gpupool.capabilities import ENGINES, FEATURES
 from tests.pool import Pool, wait_until
 from tests.scrape import scrape, total
-from tests.server.engines import NAMES
+from tests.server.engines import NAMES, ON_RAY
 
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -22,14 +22,19 @@ GREEDY = {"temperature": 0, "max_tokens": 12}
 CAPITAL = "The capital of France is"
 
 
-@pytest.fixture(scope="module", params=NAMES, name="engine")
-def _engine(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=[*NAMES, ON_RAY], name="host")
+def _host(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module", name="engine")
+def _engine(host: str) -> str:
+    return host.removesuffix("-ray")
+
+
 @pytest.fixture(scope="module", name="pool")
-def _pool(engine: str, shared_pool: Callable[[str], Pool]) -> Pool:
-    return shared_pool(engine)
+def _pool(host: str, pool_of: Callable[[str], Pool]) -> Pool:
+    return pool_of(host)
 
 
 def test_a_prompt_is_continued(pool: Pool) -> None:
@@ -273,13 +278,17 @@ def test_extreme_values_that_are_allowed_harm_nobody(pool: Pool, params: dict[st
 
 @pytest.mark.parametrize("rounds", [6, pytest.param(101, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
-def test_clients_that_leave_end_their_generations(pool: Pool, engine: str, rounds: int) -> None:
+def test_clients_that_leave_end_their_generations(
+    pool: Pool, engine: str, host: str, rounds: int
+) -> None:
     """10 in each round; what the engine goes on to compute would show as processor time. A step
     of ten sequences takes less than the half second that is promised."""
     before, took_s = (0, 0), []
+    # On Ray who waits is in Serve's queue, of which nothing tells.
+    told = min(10, pool.workers()[0]["slots"]) if host.endswith("-ray") else 10
     for round_number in range(rounds):
         clients = [pool.send_infer([CAPITAL], max_tokens=1500, ignore_eos=True) for _ in range(10)]
-        wait_until(lambda: pool.workers()[0]["inflight"] == 10, 10, "ten requests")
+        wait_until(lambda: pool.workers()[0]["inflight"] == told, 10, "ten requests")
         for client in clients:
             client.close()
         began = time.monotonic()
@@ -288,7 +297,8 @@ def test_clients_that_leave_end_their_generations(pool: Pool, engine: str, round
         if round_number == 0:  # the handler threads are there now
             before = _belongings(pool)
     assert statistics.median(took_s) <= 0.5
-    wait_until(lambda: _busy_share(pool) < 0.2, 5, "an engine without work")
+    # llama.cpp works off what it had begun, on Ray of a thousand for 6 s.
+    wait_until(lambda: _busy_share(pool) < 0.2, 15, "an engine without work")
     # Of 50 requests and more; a connection that was closed lingers for two seconds.
     wait_until(
         lambda: all(now <= then + 8 for now, then in zip(_belongings(pool), before, strict=True)),

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from tests.pool import Pool, wait_until
-from tests.server.engines import MODEL, NAMES
+from tests.server.engines import MODEL, NAMES, ON_RAY
 from tests.server.reference import PROMPTS, scores
 
 TOLERANCE = 1e-2
@@ -38,9 +38,9 @@ TOOLS: list[Any] = [
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 
 
-@pytest.fixture(scope="module", params=NAMES, name="pool")
-def _pool(request: pytest.FixtureRequest, shared_pool: Callable[[str], Pool]) -> Pool:
-    return shared_pool(request.param)
+@pytest.fixture(scope="module", params=[*NAMES, ON_RAY], name="pool")
+def _pool(request: pytest.FixtureRequest, pool_of: Callable[[str], Pool]) -> Pool:
+    return pool_of(request.param)
 
 
 @pytest.fixture(scope="module", name="client")
