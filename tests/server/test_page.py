@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, expect
+from playwright.sync_api import Browser, Error, Page, Route, expect
 
 from gpupool.page import FILES, PATHS, PREFIX
 from tests import demo_model
@@ -475,14 +475,23 @@ def test_it_can_be_read_in_the_light_and_in_the_dark(
 
 
 def test_a_phone_need_not_scroll_sideways(chromium: Browser, pool: Pool) -> None:
-    viewport = {"width": 360, "height": 740}
+    """Whatever the words: phases and errors have long ones."""
+
+    def lengthen(route: Route) -> None:
+        told = pool.get("/pool")[1]
+        told["workers"][0] |= {"state": "loading", "phase": "p" * 90, "last_error": "e" * 90}
+        route.fulfill(json=told)
+
+    viewport = {"width": 320, "height": 640}
     with tab(chromium, pool.url, viewport=viewport, has_touch=True) as page:
+        page.route("**/pool", lengthen)
+        expect(card(page, 0).locator(".phase")).to_contain_text("ppp")
         send(know(page), "w" * 90 + "|" + "long" * 40, max_tokens=200)
         expect(page.locator(LAST_FIGURES)).to_be_visible()
         page.locator("summary").click()
         width = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
-        assert page.evaluate(width) <= 360
-        cut = "[...document.querySelectorAll('main *')].filter((e) => e.scrollWidth > 362).length"
+        assert page.evaluate(width) <= 320
+        cut = "[...document.querySelectorAll('main *')].filter((e) => e.scrollWidth > 322).length"
         assert page.evaluate(cut) == 0
 
 
