@@ -66,13 +66,13 @@ def test_a_long_line_that_began_is_ended_before_the_next(ends: tuple[int, int]) 
     read, out = ends
     first = b""
     with closing(LogEnd(out)) as end:
-        end.write(line("z" * 200_000))
+        end.write(line("z" * 400_000))
         assert not end.tell()
         while not end.tell():
             first += read_now(read)
         end.write(line("next"))
     found = [json.loads(one)["message"] for one in (first + read_now(read)).splitlines()]
-    assert found == ["z" * 200_000, "next"]
+    assert found == ["z" * 400_000, "next"]
 
 
 @contextmanager
