@@ -38,7 +38,7 @@ worker_class = "gpupool.worker.PoolWorker"
 wsgi_app = f"{_find_entry(_settings.infer_type).app_module}:app"
 threads = _settings.threads
 worker_connections = _hooks.raise_file_limit(10_000)
-proc_name = f"gpupool {_settings.model_name}"
+proc_name = _hooks.process_name(_settings)
 
 # An engine must never be loaded before the fork, so the application is not either.
 preload_app = False

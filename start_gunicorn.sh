@@ -24,7 +24,7 @@ table=$("$python" -m gpupool.flags table) \
     || fail "$python cannot import gpupool (above); activate its environment or pip install '.'"
 
 declare -A variable kind
-longopts=help
+longopts=help,version
 while IFS=$'\t' read -r flag variable_name flag_kind; do
     variable[$flag]=$variable_name
     kind[$flag]=$flag_kind
@@ -57,6 +57,8 @@ while [[ $1 != -- ]]; do
     flag=${1#--}
     if [[ $1 == -h || $flag == help ]]; then
         exec "$python" -m gpupool.flags help
+    elif [[ $flag == version ]]; then
+        exec "$python" -m gpupool.flags version
     fi
     name=${variable[$flag]}
     shift

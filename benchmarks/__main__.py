@@ -10,13 +10,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import access, balance, report, rounds, streams
+from benchmarks import access, balance, launchers, report, rounds, streams
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.report import NAMES
 from tests.demo_model import model_folder
 
 ROUNDS = 7
 QUIET_TIMEOUT_S = 60
+
+OWN: dict[str, Any] = {one.NAME: one for one in (balance, streams, access, launchers)}
+"""Experiments that are no comparison of whole batches; some have several scenes."""
 
 
 def main() -> int:
@@ -29,8 +32,8 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         type=int,
-        help=f"default: {ROUNDS}; of each scene of {balance.NAME}: {balance.NUM_ROUNDS}, "
-        f"of {streams.NAME}: {streams.NUM_ROUNDS}, of {access.NAME}: {access.NUM_ROUNDS}",
+        help=f"default: {ROUNDS}; "
+        + ", ".join(f"of {name}: {own.NUM_ROUNDS}" for name, own in OWN.items()),
     )
     parser.add_argument("--only", choices=NAMES, help="default: all")
     parser.add_argument(
@@ -67,20 +70,12 @@ def measure(
 ) -> tuple[dict[str, Any], bool]:
     """The raw numbers, and whether there are enough rounds that count and none is invalid."""
     with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder:
-        if name == balance.NAME:
-            num_rounds = num_rounds or balance.NUM_ROUNDS
-            result = balance.run(num_rounds, Path(folder), quiet_timeout_s)
-            series = balance.series_of(result)
-        elif name == streams.NAME:
-            num_rounds = num_rounds or streams.NUM_ROUNDS
-            result = streams.run(num_rounds, Path(folder), quiet_timeout_s)
-            series = streams.series_of(result)
-        elif name == access.NAME:
-            num_rounds = num_rounds or access.NUM_ROUNDS
-            result = access.run(num_rounds, Path(folder), quiet_timeout_s)
-            series = [result["rounds"]]
+        own = OWN.get(name)
+        num_rounds = num_rounds or (own.NUM_ROUNDS if own else ROUNDS)
+        if own:
+            result = own.run(num_rounds, Path(folder), quiet_timeout_s)
+            series = own.series_of(result)
         else:
-            num_rounds = num_rounds or ROUNDS
             model_folder()
             result = rounds.run(EXPERIMENTS[name], num_rounds, Path(folder), quiet_timeout_s)
             series = [result["rounds"]]

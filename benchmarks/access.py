@@ -4,19 +4,15 @@ nothing; its section of docs/benchmarks.md is rendered here, too.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.contender import Contender, Outcome, Start
-from benchmarks.load import TIMEOUT_S
+from benchmarks.one_token import ask_for_tokens
 from benchmarks.pool_load import run_pool
 from benchmarks.rounds import WARM_UP, counts, load, rates, ratios, run_round, run_rounds
 from benchmarks.site import Site
@@ -43,25 +39,6 @@ tokens take the same core much longer, so this is the most that the line can cos
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One run. All requests are for one token."""
-
-    seconds: float
-    num_answered: int
-    reason: str = ""
-
-    def count_tokens(self) -> int:
-        return self.num_answered
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def find_fault(self) -> str | None:
-        lost = NUM_REQUESTS - self.num_answered
-        return f"{lost} of {NUM_REQUESTS} answers lost: {self.reason}" if lost else None
-
-
 def run(num_rounds: int, folder: Path, quiet_timeout_s: float) -> dict[str, Any]:
     """The raw numbers."""
     measured = machine.describe()
@@ -74,6 +51,11 @@ def run(num_rounds: int, folder: Path, quiet_timeout_s: float) -> dict[str, Any]
         run_round(contenders, loaded, ask_all, WARM_UP, 0)
         rounds = run_rounds(NAME, contenders, loaded, ask_all, num_rounds, quiet_timeout_s)
     return {"experiment": NAME, "measured": measured, "requests": NUM_REQUESTS, "rounds": rounds}
+
+
+def series_of(result: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """The rounds."""
+    return [result["rounds"]]
 
 
 def start_pool(flags: tuple[str, ...]) -> Start[Site]:
@@ -89,44 +71,7 @@ def start_pool(flags: tuple[str, ...]) -> Start[Site]:
 
 def ask_all(contender: Contender[Site], index: int) -> Callable[[Site], Outcome]:
     """Clients that ask again as soon as they are answered."""
-    return lambda site: asyncio.run(_ask_all(site.url))
-
-
-async def _ask_all(url: str) -> Asked:
-    host, _, port = url.removeprefix("http://").partition(":")
-    body = json.dumps({"instances": ["a"], "params": {"max_tokens": 1}})
-    head = f"POST /infer HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
-    left = iter(range(NUM_REQUESTS))
-    began = time.monotonic()
-    async with asyncio.timeout(TIMEOUT_S):
-        found = await asyncio.gather(
-            *(_ask(host, int(port), request, left) for _ in range(NUM_CLIENTS))
-        )
-    seconds = time.monotonic() - began
-    return Asked(seconds, sum(n for n, _ in found), next((why for _, why in found if why), ""))
-
-
-async def _ask(host: str, port: int, request: bytes, left: Iterator[int]) -> tuple[int, str]:
-    """How many answers one client got, and why it got no more. Cheaper than a library's, which
-    would take longer to ask than the pool to answer."""
-    num_answered, reader, writer = 0, None, None
-    for _ in left:
-        if reader is None or writer is None:
-            reader, writer = await asyncio.open_connection(host, port)
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        fields = dict(line.partition(b": ")[::2] for line in head.lower().split(b"\r\n")[1:])
-        answer = await reader.readexactly(int(fields[b"content-length"]))
-        if json.loads(answer) != ["a"]:
-            return num_answered, answer[:200].decode(errors="replace")
-        num_answered += 1
-        if fields.get(b"connection") == b"close":  # the pool evens its connections out
-            writer.close()
-            reader = writer = None
-    if writer is not None:
-        writer.close()
-    return num_answered, ""
+    return lambda site: ask_for_tokens(site.url, NUM_CLIENTS, NUM_REQUESTS)
 
 
 def render_section(result: Mapping[str, Any]) -> str:

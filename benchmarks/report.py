@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import access, balance, balance_report, plot, streams, streams_report
+from benchmarks import access, balance, balance_report, launchers, plot, streams, streams_report
 from benchmarks.experiments import EXPERIMENTS, Comparison, Experiment
 from benchmarks.rounds import counts, median, rates, ratios
 from benchmarks.table import describe_circumstances, render_spread, render_table
@@ -20,6 +20,7 @@ OWN_SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     balance.NAME: (balance_report.TITLE, balance_report.render_section),
     streams.NAME: (streams_report.TITLE, streams_report.render_section),
     access.NAME: (access.TITLE, access.render_section),
+    launchers.NAME: (launchers.TITLE, launchers.render_section),
 }
 """Title and text of what is not an experiment of whole batches."""
 NAMES = (*EXPERIMENTS, *OWN_SECTIONS)
@@ -34,7 +35,7 @@ All contenders run one after the other in each round, in changing order; ratios 
 round, and the median of them is the result. A lost or short answer makes the round invalid; a
 round in which others used the machine is repeated.
 
-In all sections but the last three, the model is SmolLM2-135M-Instruct in bfloat16 on vLLM's CPU
+In all sections but the last four, the model is SmolLM2-135M-Instruct in bfloat16 on vLLM's CPU
 build: small, so that the share of everything around the model is large. Every request has one
 prompt of about 30 tokens, new in each round, and gets exactly 64 tokens (greedy, `ignore_eos`); all
 requests of a run are sent at once. All engines have the same arguments (eager, no prefix cache, the

@@ -25,7 +25,7 @@ from gpupool.migrate.byzerllm_keys import METHODS  # noqa: E402
 from gpupool.migrate.byzerllm_stat import KEYS as STAT_KEYS  # noqa: E402
 from gpupool.migrate.keys import ENGINE_ARGS, Key  # noqa: E402
 from gpupool.migrate.tables import TABLES as FOREIGN  # noqa: E402
-from gpupool.pools.schema import make_schema  # noqa: E402
+from gpupool.pools.schema import render_schema  # noqa: E402
 from gpupool.scoreboard import Scoreboard  # noqa: E402
 from gpupool.settings import Settings  # noqa: E402
 from gpupool.vitals import GpuUse, Use  # noqa: E402
@@ -163,17 +163,12 @@ def rendered(path: Path) -> str:
     return text
 
 
-SCHEMA = ROOT / "docs" / "pool.schema.json"
-
-
-def rendered_schema() -> str:
-    """The schema as it is kept."""
-    return json.dumps(make_schema(), indent=2) + "\n"
+SCHEMA = ROOT / "gpupool" / "pools" / "pool.schema.json"
 
 
 def main() -> None:
     """Write every table, and the schema."""
-    SCHEMA.write_text(rendered_schema())
+    SCHEMA.write_text(render_schema())
     for path in {home for home, _ in TABLES.values()}:
         path.write_text(rendered(path))
 

@@ -46,6 +46,8 @@ class AccessLog:
             "first_token_s": _rounded(clock.first_token_s if clock else None),
             "total_s": _rounded(time.monotonic() - (call.history.since or call.since)),
             "worker": self._slot,
+            "client": call.history.seen.client or None,
+            "key": call.history.seen.key_id or None,
         }
         tail = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
         log.info("access %s", tail, extra={"event": "access", "fields": fields})

@@ -196,7 +196,7 @@ class Admission:
         self._hangups.forget(conn.sock)
         self._suspects.discard(conn)
         conn.call.step_aside()
-        conn.call = Call()
+        conn.call = Call(history=conn.history)
 
     def _is_suspect(self, conn: Connection) -> bool:
         """Engines died while they ran it. Such requests run one at a time in each worker, so

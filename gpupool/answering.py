@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from gpupool import call
+from gpupool import call, request_id
 from gpupool.access import AccessLog
 from gpupool.admission import Admission
 from gpupool.api.openai.routes import is_ours
@@ -101,7 +102,6 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
     def refuse(self, conn: Connection, error: RequestError) -> None:
         """Answer with an error, past those who wait for a handler thread."""
         self.limiter.let_go(conn.history)
-        error.route = conn.parser.request.path
         conn.parser.error = error
         self._answer_at_once(conn)
 
@@ -131,10 +131,13 @@ class AnsweringWorker(ThreadWorker):  # type: ignore[misc]
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer what went wrong outside the application in the one error shape, never HTML."""
         if not isinstance(exc, Moved):
-            route = req.path if req else getattr(exc, "route", "unreadable")
-            send_error(client, exc, lambda status: self._note_answer(route, status))
+            seen = call.current_call().history.seen
+            seen.request_id = seen.request_id or request_id.accept("")
+            reason = exc.reason if isinstance(exc, RequestError) else ""
+            send_error(client, exc, seen.request_id, partial(self._note_answer, reason))
 
-    def _note_answer(self, route: str, status: int) -> None:
+    def _note_answer(self, reason: str, status: int) -> None:
         """Of a request that never reached the application."""
-        self.totals.request(route, status)
-        self.access.write(call.current_call(), route, status)
+        asked = call.current_call()
+        self.totals.request(asked.history.seen.route, status, reason)
+        self.access.write(asked, asked.history.seen.route, status, asked.history.seen.request_id)

@@ -38,8 +38,8 @@ def create_app(boot: Boot) -> Flask:
     app.register_blueprint(openapi.blueprint)
     app.register_blueprint(page.blueprint)
     app.register_blueprint(pool.blueprint)
-    app.before_request(_answer_preflight)
     app.before_request(_begin)
+    app.before_request(_answer_preflight)
     app.before_request(page.show)
     app.before_request(_require_key)
     app.after_request(_mark)
@@ -68,7 +68,8 @@ def _replica() -> Replica:
 
 def _begin() -> None:
     whole_at()
-    g.request_id = request_id.accept(request.headers.get(request_id.HEADER, ""))
+    seen = current_call().history.seen
+    g.request_id = seen.request_id or request_id.accept(request.headers.get(request_id.HEADER, ""))
 
 
 def _mark(response: Response) -> Response:
@@ -124,7 +125,7 @@ def _from_werkzeug(error: HTTPException) -> RequestError:
     answer = BadRequest(error.description or error.name)
     answer.status = error.code or 400
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
-        allowed = ", ".join(sorted(error.valid_methods))
+        allowed = ", ".join(sorted({*error.valid_methods} - {"HEAD", "OPTIONS"}))
         answer = BadRequest(f"{request.path} takes {allowed}, not {request.method}")
         answer.status = 405
     return answer

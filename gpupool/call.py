@@ -19,6 +19,18 @@ from gpupool.errors import Moved
 from gpupool.mailbox import Message
 
 
+@dataclass(slots=True)
+class Seen:
+    """Of a request whose head was read: what the log says of it, whoever answers."""
+
+    request_id: str = ""
+    route: str = "unreadable"
+    client: str = ""
+    """The address of the other end."""
+    key_id: str = ""
+    """See KeyRing.id_of."""
+
+
 @dataclass
 class History:
     """What a request has gone through; it travels with the request from worker to worker."""
@@ -32,6 +44,8 @@ class History:
     """The API key that the request counts for, as KeyRing.word_of has it; 0: for none."""
     is_counted: bool = False
     """Whether the worker that has it counts it in flight."""
+    seen: Seen = field(default_factory=Seen)
+    """As each worker reads it; it does not travel."""
 
     def as_fields(self) -> dict[str, Any]:
         """For a message."""

@@ -6,13 +6,17 @@ no engine, and of the commands only the one that is asked for.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
 
+from gpupool import __version__
+from gpupool.engine_flags import KNOWN
 from gpupool.errors import ConfigError
 from gpupool.refusal import ERROR, EXIT_REFUSED
 
@@ -29,6 +33,7 @@ EXAMPLES = {
     "doctor": "gpupool doctor -f examples/demo.yaml",
     "plan": "gpupool plan --model_name Qwen/Qwen2.5-7B-Instruct",
     "import": "gpupool import serve.yaml -o pool.yaml",
+    "schema": "gpupool schema -o pool.schema.json",
 }
 """Every command: gpupool/commands/NAME.py has a function of this name."""
 
@@ -41,6 +46,7 @@ CODES = "exit codes: 0 done, 1 the answer is no, 2 refused (one line says why), 
 def build(names: Sequence[str] = tuple(EXAMPLES)) -> typer.Typer:
     """The command line with these commands."""
     app = typer.Typer(
+        context_settings={"help_option_names": ["-h", "--help"]},
         invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # its tables cut the names of flags
@@ -54,8 +60,14 @@ def build(names: Sequence[str] = tuple(EXAMPLES)) -> typer.Typer:
     return app
 
 
-def _help(context: typer.Context) -> None:
+def _help(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
     """One model on every GPU of a machine, or several, from the command line."""
+    if version:
+        typer.echo(f"gpupool {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -70,7 +82,8 @@ def main() -> None:
         _refuse(str(error))
     except TyperException as error:
         command = f" {asked[0]}" if asked and asked[0] in EXAMPLES else ""
-        _refuse(f"{error.format_message().rstrip('.')}; see gpupool{command} --help")
+        message = error.format_message().rstrip(".")
+        _refuse(f"{message}{_remedy(message)}; see gpupool{command} --help")
     except OSError as error:
         if error.filename is None:
             raise
@@ -78,6 +91,14 @@ def main() -> None:
     except (Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code or 0)
+
+
+def _remedy(message: str) -> str:
+    """Where an engine's flag belongs that was given to a command."""
+    asked = re.match(r"No such option: (--?[\w-]+)", message)
+    if asked is None or asked[1].replace("_", "-") not in KNOWN:
+        return ""
+    return f"; engine arguments stand in the file, as `engine_args: {asked[1]} ...`"
 
 
 def _refuse(reason: str) -> None:

@@ -25,6 +25,8 @@ class RequestError(GpupoolError):
 
     status = 500
     type = "server_error"
+    reason = ""
+    """For the metrics, where a status alone does not say it."""
     retry_after_s: int | None = None
 
     def __init__(
@@ -40,8 +42,6 @@ class RequestError(GpupoolError):
         self.code = code
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
-        self.route = "unreadable"
-        """For the metrics, where the request never reaches the application."""
         self.headers: dict[str, str] = {}
         """More of them, for the answer."""
 
@@ -58,6 +58,10 @@ class Unauthorized(RequestError):
 
     status = 401
     type = "authentication_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_api_key")
+        self.headers["WWW-Authenticate"] = "Bearer"
 
 
 class Forbidden(RequestError):
@@ -93,6 +97,7 @@ class Overloaded(RequestError):
 
     status = 429
     type = "overloaded_error"
+    reason = "full"
 
 
 class KeyLimited(RequestError):
@@ -100,6 +105,7 @@ class KeyLimited(RequestError):
 
     status = 429
     type = "rate_limit_error"
+    reason = "key_limit"
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message, code="key_limit", retry_after_s=retry_after_s)

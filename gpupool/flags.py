@@ -1,8 +1,8 @@
 """The command line made from the settings: the table for start_gunicorn.sh, and its --help.
 
 Runs in a short-lived process before the pool. `python -m gpupool.flags table` prints one line a
-spelling: flag, variable, kind (value, switch or list); `help` the help; `explain TEXT` turns
-getopt's complaint into ours.
+spelling: flag, variable, kind (value, switch or list); `help` and `version` what these print;
+`explain TEXT` turns getopt's complaint into ours.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpupool.nearest import nearest_hint
+from gpupool import __version__
+from gpupool.engine_flags import KNOWN, where_it_belongs
+from gpupool.nearest import nearest
 from gpupool.settings import Settings, env_name
 
 HEAD = """\
@@ -80,17 +82,28 @@ def render_help() -> str:
         also = f", also --{', --'.join(others)}" if others else ""
         lines.append(f"  --{flag.spellings[0]}{value}{also}\n")
         lines.append(textwrap.indent(textwrap.fill(flag.description, 88), "      ") + "\n")
-    lines.append("  --help\n      print this\n")
+    lines.append("  --version\n      print the version\n  --help, -h\n      print this\n")
     return "".join([*lines, TAIL])
 
 
 def explain(complaint: str) -> str:
-    """getopt's complaint with the nearest flag."""
+    """getopt's complaint with the nearest flag, or the place of an engine's."""
     text = complaint.strip().removeprefix("start_gunicorn.sh: ")
-    asked = re.search(r"'--([^'=]+)", text)
-    known = [spelling for flag in flags() for spelling in flag.spellings]
-    hint = nearest_hint(asked[1], known) if asked and asked[1] not in known else ""
+    asked = re.search(r"(?:'--|invalid option -- ')([^'=]+)", text)
+    hint = remedy(asked[1], flags()) if asked and "ambiguous" not in text else ""
     return f"{text}{hint}; see start_gunicorn.sh --help"
+
+
+def remedy(name: str, known: Iterable[Flag]) -> str:
+    """What to do about a flag that is none of these, given without its hyphens."""
+    first = {spelling: flag.spellings[0] for flag in known for spelling in flag.spellings}
+    if name in first:
+        return ""
+    belonging = where_it_belongs(f"--{name}")
+    close = "" if belonging else nearest(name, [*first, *(flag.lstrip("-") for flag in KNOWN)])
+    if close in first:
+        return f" (did you mean --{first[close]}?)"
+    return belonging or (close and f" (did you mean --{close}, after -- ?)")
 
 
 def main(arguments: list[str]) -> None:
@@ -100,6 +113,8 @@ def main(arguments: list[str]) -> None:
         print(render_table(), end="")
     elif what == "help":
         print(render_help(), end="")
+    elif what == "version":
+        print(f"gpupool {__version__}")
     else:
         print(explain(arguments[1]))
 

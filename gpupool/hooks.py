@@ -17,10 +17,16 @@ from gpupool.master_command import with_root
 from gpupool.process_group import kill_all_but_trackers
 from gpupool.scoreboard import Scoreboard
 from gpupool.setting_types import HOSTED
-from gpupool.settings import Settings, read_settings
+from gpupool.settings import Settings, pool_name, read_settings
 from gpupool.worker import PoolWorker
 
 log = logging.getLogger(__name__)
+
+
+def process_name(settings: Settings) -> str:
+    """What `ps` shows of the pool: its name, if it has one, and its model."""
+    name = pool_name()
+    return f"gpupool {name}: {settings.model_name}" if name else f"gpupool {settings.model_name}"
 
 
 def leave_to_ray() -> None:

@@ -17,6 +17,7 @@ from gunicorn.http.errors import (
 )
 
 from gpupool.errors import RequestError, render_error
+from gpupool.request_id import HEADER
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ class _Unreadable(RequestError):
     type = "invalid_request_error"
 
 
-def send_error(client: socket.socket, error: Exception, count: Callable[[int], None]) -> None:
+def send_error(
+    client: socket.socket, error: Exception, request_id: str, count: Callable[[int], None]
+) -> None:
     """Write a whole JSON error response and announce the close; the socket may be gone. `count`
     is told the status first."""
     status, headers, body = render_error(_as_request_error(error))
@@ -43,6 +46,7 @@ def send_error(client: socket.socket, error: Exception, count: Callable[[int], N
         "Content-Type": "application/json",
         "Content-Length": str(len(content)),
         "Connection": "close",
+        HEADER: request_id,
     }
     head = f"HTTP/1.1 {status} {responses.get(status, 'Error')}\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())

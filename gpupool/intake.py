@@ -19,6 +19,8 @@ from typing import Any
 import greenlet
 from gunicorn.http.errors import NoMoreData
 
+from gpupool import request_id
+from gpupool.call import Seen
 from gpupool.connection import WAIT, Connection
 from gpupool.deadlines import expired
 from gpupool.errors import ReadTimeout, TooLarge
@@ -26,6 +28,18 @@ from gpupool.linger import Lingering
 from gpupool.sender import check_sender
 
 READ_SIZE = 65536
+ID_HEADER = request_id.HEADER.upper()
+"""As gunicorn's parser gives the names of headers."""
+
+
+def _address(client: Any) -> str:
+    return str(client[0]) if isinstance(client, tuple) and client else ""
+
+
+def _note(request: Any, seen: Seen) -> None:
+    """What the log says of a request, whatever becomes of it."""
+    given = next((value for name, value in request.headers if name == ID_HEADER), "")
+    seen.request_id, seen.route = request_id.accept(given), request.path
 
 
 class Intake:
@@ -70,6 +84,7 @@ class Intake:
         """Read the next request of a connection that has bytes, on the socket or left over."""
         conn.sock.setblocking(False)
         conn.begin()
+        conn.history.seen = Seen(client=_address(conn.client))
         conn.reader = greenlet.greenlet(self._read_request)
         self._reading[conn] = time.monotonic() + self._read_timeout_s
         if self._resume(conn, conn):
@@ -108,6 +123,7 @@ class Intake:
 
     def _read_request(self, conn: Connection) -> None:
         request = conn.parser.parse()
+        _note(request, conn.history.seen)
         check_sender(request.method, request.version, request.headers, self._cors_origins)
         length = getattr(request.body.reader, "length", None)
         if length is not None and length > self._max_body_bytes:

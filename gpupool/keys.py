@@ -13,6 +13,7 @@ from gpupool.errors import ConfigError, Unauthorized
 
 log = logging.getLogger(__name__)
 
+ID_DIGITS = 8
 HASHED = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -42,11 +43,11 @@ class KeyRing:
 
     def require(self, authorization: str, x_api_key: str = "") -> None:
         """Unauthorized unless `fits`."""
-        if not self.fits(authorization, x_api_key):
-            raise Unauthorized(
-                "this route needs a valid API key; send it as 'Authorization: Bearer KEY'",
-                code="invalid_api_key",
-            )
+        if self.fits(authorization, x_api_key):
+            return
+        if _given_in(authorization, x_api_key):
+            raise Unauthorized("the API key that was sent is not known to this pool")
+        raise Unauthorized("this route needs an API key; send it as 'Authorization: Bearer KEY'")
 
     def fit(self, headers: Iterable[tuple[str, str]]) -> bool:
         """The same for the headers of a request that gunicorn parsed (names in upper case)."""
@@ -56,6 +57,11 @@ class KeyRing:
         """64 bits of the digest of the key in such headers, never 0; to tell keys that fit from
         each other."""
         return int.from_bytes(_digest_of(*_headers_of_key(headers))[:8]) or 1
+
+    def id_of(self, headers: Iterable[tuple[str, str]]) -> str:
+        """Which of the keys it is, for the log: the first 8 digits of its SHA-256, by which its
+        line in a file of hashes is found and no key is; "" where there are none."""
+        return _digest_of(*_headers_of_key(headers)).hex()[:ID_DIGITS] if self._digests else ""
 
     def _read_again(self, file: Path) -> None:
         self._seen = _stamp(file)
@@ -76,10 +82,13 @@ def _headers_of_key(headers: Iterable[tuple[str, str]]) -> tuple[str, str]:
 
 
 def _digest_of(authorization: str, x_api_key: str) -> bytes:
+    return sha256(_given_in(authorization, x_api_key).encode("utf-8", "replace")).digest()
+
+
+def _given_in(authorization: str, x_api_key: str) -> str:
+    """The key that the headers hold."""
     scheme, _, given = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        given = x_api_key
-    return sha256(given.strip().encode("utf-8", "replace")).digest()
+    return (given if scheme.lower() == "bearer" else x_api_key).strip()
 
 
 def read_key_file(path: Path) -> list[bytes]:

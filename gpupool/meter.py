@@ -104,7 +104,8 @@ def measure(gpu_slice: Slice | None) -> Use:
     return Use(total_bytes(gpus), gpus)
 
 
-def group_bytes(pgid: int) -> int:
+def group_bytes(pgid: int) -> int | None:
     """Memory of a process group: the sum of the proportional set sizes, in which a page that
-    several processes share counts once."""
-    return sum(procfs.proportional_bytes(process.pid) for process in procfs.group_members(pgid))
+    several processes share counts once; None where none can be read."""
+    sizes = (procfs.proportional_bytes(process.pid) for process in procfs.group_members(pgid))
+    return sum(sizes) or None

@@ -94,7 +94,7 @@ def worker_counters(totals: dict[int, list[Totals]]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "gpupool_requests",
         "HTTP requests that were answered.",
-        labels=("worker", "route", "status"),
+        labels=("worker", "route", "status", "reason"),
     )
     prompt = CounterMetricFamily(
         "gpupool_prompt_tokens", "Tokens of the prompts that were answered.", labels=("worker",)
@@ -104,12 +104,12 @@ def worker_counters(totals: dict[int, list[Totals]]) -> Iterator[Metric]:
     )
     for slot, rows in totals.items():
         # A counter that is there from the start loses no first increase.
-        counts = {("/infer", 200): 0}
+        counts = {("/infer", 200, ""): 0}
         for row in rows:
             for key, count in row.requests().items():
                 counts[key] = counts.get(key, 0) + count
-        for (route, status), count in counts.items():
-            requests.add_metric((str(slot), route, str(status)), count)
+        for (route, status, reason), count in counts.items():
+            requests.add_metric((str(slot), route, str(status), reason), count)
         prompt.add_metric((str(slot),), sum(row.prompt_tokens for row in rows))
         generated.add_metric((str(slot),), sum(row.generated_tokens for row in rows))
     yield from (requests, prompt, generated)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatcher import GPUDispatcher
-from gpupool import json_lines
+from gpupool import json_lines, pool_process
 from gpupool.engines.catalog import import_engine
 from gpupool.errors import ConfigError
 from gpupool.ray_pool import preflight as ray_preflight
@@ -185,7 +185,8 @@ def _holder(port: int) -> str:
         for conn in psutil.net_connections("tcp"):
             is_ours = conn.status == psutil.CONN_LISTEN and conn.laddr and conn.laddr.port == port
             if is_ours and conn.pid:
-                return f" by {psutil.Process(conn.pid).name()} (pid {conn.pid})"
+                pool = pool_process.describe(conn.pid)
+                return pool or f" by {psutil.Process(conn.pid).name()} (pid {conn.pid})"
     except psutil.Error:
         pass
     return ""

@@ -77,11 +77,20 @@ def ticks_per_second() -> int:
 
 def environ_holds(pid: int, entry: str) -> bool:
     """Whether a process was started with `NAME=value` in its environment."""
+    return entry.encode() in _environ(pid)
+
+
+def environ_names(pid: int, name: str) -> bool:
+    """Whether a process was started with this variable."""
+    return any(entry.startswith(f"{name}=".encode()) for entry in _environ(pid))
+
+
+def _environ(pid: int) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return entry.encode() in file.read().split(b"\0")
+            return file.read().split(b"\0")
     except OSError:
-        return False
+        return []
 
 
 def proportional_bytes(pid: int) -> int:

@@ -4,6 +4,7 @@ process that reads settings)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpupool.errors import ConfigError
@@ -43,7 +44,8 @@ def explain_setting(error: ValidationError, variables: Mapping[str, str]) -> str
         hint = nearest_hint(name, variables)
         return f"{name!r} in the configuration file is not a setting{hint}; see --help"
     field = next((f for f, variable in variables.items() if name in (f, variable)), name)
-    found = "refused" if field == SECRET else f"{first['input']!r}"
+    given = first["input"]
+    found = "refused" if field == SECRET else repr(str(given) if isinstance(given, Path) else given)
     reason = first["msg"].removeprefix("Value error, ")
     if (remedy := REMEDIES.get(first["type"])) is not None:
         reason = remedy.format(**first.get("ctx", {}))

@@ -56,6 +56,7 @@ class Row(ctypes.Structure):
         ("not_before", ctypes.c_double),  # when this worker may load; set by the master
         ("fraction", ctypes.c_double),  # of the phase, negative where unknown
         ("estimate_s", ctypes.c_double),  # of the whole load, negative where unknown
+        ("last_error_at", ctypes.c_double),
         ("_phase", ctypes.c_char * 256),
         ("_gpus", ctypes.c_char * 1024),  # 16 UUIDs are 656 bytes
         ("_last_error", ctypes.c_char * 512),
@@ -109,6 +110,7 @@ class Row(ctypes.Structure):
             self._gpus = _cut(" ".join(gpus), 1024)
         if last_error is not None:
             self._last_error = _cut(last_error, 512)
+            self.last_error_at = time.monotonic()
 
 
 class Scoreboard:

@@ -164,7 +164,7 @@ class ServingWorker(AnsweringWorker):
         request = conn.parser.request
         if request is None or request.path in CONTROL_PATHS:
             self._answer_at_once(conn)
-        elif request.method == "OPTIONS" or not self.keys.fit(request.headers):
+        elif request.method == "OPTIONS" or not self._has_key(conn):
             self.answer_by_flask(conn)
         elif waits_for_model(request.method, request.path):
             refused = self.limiter.begin(conn.history, request.headers)
@@ -174,6 +174,13 @@ class ServingWorker(AnsweringWorker):
                 self.admission.admit(conn)
         elif not tells_of_model(request.path) or not self.admission.leave_to_ready(conn):
             self.answer(conn)
+
+    def _has_key(self, conn: Connection) -> bool:
+        headers = conn.parser.request.headers
+        if not self.keys.fit(headers):
+            return False
+        conn.history.seen.key_id = self.keys.id_of(headers)
+        return True
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         """A handler thread is done with its request."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -54,6 +54,11 @@ def _known_source(value: str) -> str:
     return value
 
 
+def _switch_as_word(value: Any) -> Any:
+    """`on` and `off` without quotes are truth values in a YAML file."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _known_plan(value: str) -> str:
     if value not in WHEN_TOO_LARGE:
         raise ValueError(f"{value!r} is none of refuse, warn and off")
@@ -97,7 +102,8 @@ def _with_keys(value: Path) -> Path:
     try:
         read_key_file(value)
     except ConfigError as error:
-        raise ValueError(str(error)) from None
+        # The setting and its value stand before it already.
+        raise ValueError(str(error).removeprefix(f"--api_key_file {str(value)!r} ")) from None
     return value
 
 
@@ -114,7 +120,8 @@ EngineName = Annotated[str, AfterValidator(_known_engine)]
 GpuCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_is_nobodys_number)]
 GpuList = Annotated[str, AfterValidator(str.strip)]
 ModelSource = Annotated[str, AfterValidator(_known_source)]
-MemoryPlan = Annotated[str, AfterValidator(_known_plan)]
+MemoryPlan = Annotated[str, BeforeValidator(_switch_as_word), AfterValidator(_known_plan)]
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch_as_word)]
 Launcher = Annotated[str, AfterValidator(_known_launcher)]
 RayAddress = Annotated[str, AfterValidator(_ray_address)]
 LogLevel = Annotated[str, AfterValidator(_known_level)]

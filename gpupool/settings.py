@@ -36,6 +36,7 @@ from gpupool.setting_types import (
     ModelSource,
     Names,
     RayAddress,
+    Switch,
     Words,
 )
 
@@ -63,7 +64,7 @@ class Settings(BaseSettings):
         default="",
         validation_alias=_ancestor("HF_MODEL_NAME", "model_name"),
         description="model to serve: a local folder, a .gguf file or an id of --model_source",
-        json_schema_extra={"flags": ["hf-model-name"], "metavar": "MODEL"},
+        json_schema_extra={"flags": ["hf-model-name", "model"], "metavar": "MODEL"},
     )
     model_source: ModelSource = Field(
         default="huggingface",
@@ -223,7 +224,7 @@ class Settings(BaseSettings):
         description="text, or json: one object a line",
         json_schema_extra={"metavar": "FORMAT"},
     )
-    access_log: Literal["on", "off"] = Field(
+    access_log: Switch = Field(
         default="on",
         description="on: one line in the log for each request but probes; or off",
         json_schema_extra={"metavar": "WHAT"},
@@ -273,6 +274,12 @@ def hosted_key() -> str:
 def asked_run_dir() -> str:
     """Where `gpupool run` keeps what it knows of its pools, if that was said."""
     return os.environ.get("GPUPOOL_RUN_DIR", "")
+
+
+def pool_name() -> str:
+    """What `gpupool run` calls this process's pool, "" where it did not start it."""
+    folder = Path(os.environ.get("GPUPOOL_CONFIG", "")).parent
+    return folder.name if (folder / "pool.json").is_file() else ""
 
 
 def env_name(field: str) -> str:

@@ -13,7 +13,7 @@ import sys
 from typing import Any, NoReturn
 
 from gpupool.errors import ConfigError
-from gpupool.flags import Flag, flags
+from gpupool.flags import Flag, flags, remedy
 from gpupool.gpus import read_inventory, select_visible
 from gpupool.master_command import command, with_root
 from gpupool.nearest import nearest_hint
@@ -131,5 +131,5 @@ def _explain(word: str, known: list[Flag]) -> str:
     name = word.removeprefix("--").partition("=")[0]
     if name.replace("-", "_") in OF_A_POOL:
         return f"{word!r} is for a pool (start_gunicorn.sh); a single instance has --gpuid"
-    spellings = ["gpuid", *(spelling for flag in known for spelling in flag.spellings)]
-    return f"{word!r} is no flag{nearest_hint(name, spellings)}; see --help"
+    hint = nearest_hint(name, ["gpuid"]) or remedy(name, known)
+    return f"{word!r} is no flag{hint}; see --help"

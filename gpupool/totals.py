@@ -55,6 +55,9 @@ NAMES = {
 """Other names of a route; they count as one."""
 
 NUM_STATUSES = 600
+TOO_MANY = 429
+REASONS = ("full", "key_limit")
+"""Why a 429 was the pool's own."""
 MAX_BUCKETS = 16
 
 
@@ -93,6 +96,7 @@ class _Histogram(ctypes.Structure):
 class _Block(ctypes.Structure):
     _fields_ = (
         ("requests", ctypes.c_uint64 * NUM_STATUSES * len(ROUTES)),
+        ("refusals", ctypes.c_uint64 * len(REASONS) * len(ROUTES)),
         ("prompt_tokens", ctypes.c_uint64),
         ("generated_tokens", ctypes.c_uint64),
         ("histograms", _Histogram * len(HISTOGRAMS)),
@@ -118,12 +122,15 @@ class Totals:
             for (name, buckets), histogram in zip(HISTOGRAMS.items(), block.histograms, strict=True)
         }
 
-    def request(self, route: str, status: int) -> None:
+    def request(self, route: str, status: int, reason: str = "") -> None:
         """Count an HTTP request, once, when its answer is decided. A request that ends without
-        an answer is not counted."""
-        counts = self._block.requests[ROUTES.index(label_of(route))]
+        an answer is not counted. One of REASONS is given for a 429 alone."""
+        index = ROUTES.index(label_of(route))
         with self._lock:
-            counts[status if 0 <= status < NUM_STATUSES else 0] += 1
+            if reason:
+                self._block.refusals[index][REASONS.index(reason)] += 1
+            else:
+                self._block.requests[index][status if 0 <= status < NUM_STATUSES else 0] += 1
 
     def tokens(self, *, prompt: int = 0, generated: int = 0) -> None:
         """Count the tokens of an answer that is about to be given."""
@@ -150,14 +157,21 @@ class Totals:
         """Tokens of the completions that were given."""
         return int(self._block.generated_tokens)
 
-    def requests(self) -> dict[tuple[str, int], int]:
-        """How many requests were answered, by route and status."""
-        return {
-            (route, status): count
+    def requests(self) -> dict[tuple[str, int, str], int]:
+        """How many requests were answered, by route, status and reason."""
+        found = {
+            (route, status, ""): count
             for route, counts in zip(ROUTES, self._block.requests, strict=True)
             for status, count in enumerate(counts[:])
             if count
         }
+        refused = {
+            (route, TOO_MANY, reason): count
+            for route, counts in zip(ROUTES, self._block.refusals, strict=True)
+            for reason, count in zip(REASONS, counts, strict=True)
+            if count
+        }
+        return found | refused
 
     def observations(self, name: str) -> Observations:
         """The histogram of that name."""
@@ -182,7 +196,7 @@ def served(rows: Iterable[Totals]) -> int:
     return sum(
         count
         for totals in rows
-        for (route, status), count in totals.requests().items()
+        for (route, status, _), count in totals.requests().items()
         if route in GENERATING_ROUTES and status == 200
     )
 

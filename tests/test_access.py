@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from gpupool.access import AccessLog
-from gpupool.call import Call, History
+from gpupool.call import Call, History, Seen
 from gpupool.clock import RequestClock
 from gpupool.json_lines import JsonFormatter
 from gpupool.totals import PoolTotals
@@ -37,6 +37,7 @@ def call(**history: float) -> Call:
 
 def test_a_request_is_one_line_with_all_there_is_to_know(records: list[logging.LogRecord]) -> None:
     asked = call()
+    asked.history.seen = Seen("abc", "/infer", "10.0.0.7", "2bb80d53")
     asked.clock = RequestClock(PoolTotals(1)[0], asked.since)
     asked.clock.start_sequence().tick(1)
     AccessLog(2, is_on=True).write(asked, "/infer", 200, "abc")
@@ -48,12 +49,14 @@ def test_a_request_is_one_line_with_all_there_is_to_know(records: list[logging.L
     assert 0 <= fields["queue_s"] <= fields["first_token_s"] <= fields["total_s"] < 10
     text = record.getMessage()
     assert text.startswith("access id=abc route=/infer status=200 prompt_tokens=3 ")
-    assert text.endswith("worker=2")
+    assert text.endswith("worker=2 client=10.0.0.7 key=2bb80d53")
+    assert (fields["client"], fields["key"]) == ("10.0.0.7", "2bb80d53")
 
 
 def test_what_never_was_is_no_number(records: list[logging.LogRecord]) -> None:
     AccessLog(is_on=True).write(call(), "/infer", 429)
     assert "queue_s=- first_token_s=- " in records[0].getMessage()
+    assert "client=- key=-" in records[0].getMessage()
     assert json.loads(JsonFormatter().format(records[0]))["queue_s"] is None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import access, report
 from benchmarks.contender import Contender
+from benchmarks.one_token import Asked
 from benchmarks.rounds import median, ratios
 
 
@@ -27,9 +28,8 @@ def test_every_request_is_answered_and_has_its_line(
 
 
 def test_a_lost_answer_is_a_fault() -> None:
-    assert access.Asked(1.0, access.NUM_REQUESTS).find_fault() is None
-    fault = access.Asked(1.0, access.NUM_REQUESTS - 2, "why").find_fault()
-    assert fault == f"2 of {access.NUM_REQUESTS} answers lost: why"
+    assert Asked(1.0, 300, 300).find_fault() is None
+    assert Asked(1.0, 300, 298, "why").find_fault() == "2 of 300 answers lost: why"
 
 
 def sample(rate: int) -> dict[str, Any]:

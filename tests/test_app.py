@@ -130,7 +130,23 @@ def test_an_unknown_route_is_a_json_404(client: FlaskClient) -> None:
 def test_a_wrong_method_is_a_json_405(client: FlaskClient) -> None:
     answer = client.get("/infer")
     assert answer.status_code == 405
-    assert "POST" in answer.json["error"]["message"]
+    assert answer.json["error"]["message"] == "/infer takes POST, not GET"
+
+
+def test_a_body_that_asks_for_a_stream_is_told_where_streams_are(client: FlaskClient) -> None:
+    answer = client.post("/infer", json={"instances": "a", "stream": True})
+    assert answer.status_code == 400
+    assert "; streams are at /v1/completions and" in answer.json["error"]["message"]
+
+
+def test_the_last_error_has_a_time() -> None:
+    client, scoreboard = make_client(), Scoreboard(1)
+    client.application.extensions["gpupool.scoreboard"] = scoreboard
+    assert client.get("/pool").json["workers"][0]["last_error_ago_s"] is None
+    scoreboard[0].describe(last_error="it died")
+    scoreboard[0].last_error_at -= 60
+    assert 60 <= client.get("/pool").json["workers"][0]["last_error_ago_s"] < 70
+    client.application.extensions["gpupool"].close()
 
 
 def test_before_the_load_infer_is_a_503_that_says_when_to_retry() -> None:

@@ -164,6 +164,8 @@ def test_without_room_the_exit_code_says_so(plan: Command, folder: Path) -> None
     ("arguments", "said"),
     [
         (("--gpu", "2x Mystery"), "'Mystery' is not known"),
+        (("--gpu", "2x B300-9TB"), "(did you mean 'B200-180GB'?)"),
+        (("--gpu", "2x Mystery-9TB"), "'Mystery-9TB' is not known; known are"),
         (("--shape", "BM.GPU.H100.9"), "did you mean 'BM.GPU.H100.8'?"),
         (("--gpu", "A10", "--shape", "BM.GPU.H100.8"), "give one of them"),
         (("--gpu", "A10", "--dtype", "bfloat61"), "did you mean 'bfloat16'?"),

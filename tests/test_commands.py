@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer.main
 
-from gpupool import cli
+from gpupool import __version__, cli
 from tests.pool import ROOT, free_port
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
@@ -87,6 +89,7 @@ def test_every_documented_command_line_is_understood(line: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("run", "--ctx-size", "1"), "engine arguments stand in the file, as `engine_args: --ctx-"),
         (("leses",), "Did you mean 'leases'?; see gpupool --help"),
         (("run", "--fiel", "x"), "No such option: --fiel"),
         (("run", "-f", "/nowhere.yaml"), "/nowhere.yaml: No such file or directory"),
@@ -108,6 +111,16 @@ def test_what_cannot_be_is_one_line_and_exit_2(
     assert said in err
     assert err.startswith("gpupool: error: ")
     assert err.count("\n") == 1
+
+
+def test_the_schema_that_is_printed_is_the_one_in_the_package(
+    gpupool: Command, tmp_path: Path
+) -> None:
+    kept = ROOT / "gpupool" / "pools" / "pool.schema.json"
+    assert gpupool("schema") == (0, kept.read_text(), "")
+    assert gpupool("schema", "-o", tmp_path / "s.json")[:2] == (0, "")
+    assert (tmp_path / "s.json").read_text() == kept.read_text()
+    assert json.loads(kept.read_text())["$id"] == "urn:gpupool:pool.yaml"
 
 
 def test_without_pools_there_is_nothing_to_show_or_stop(gpupool: Command) -> None:
@@ -132,7 +145,7 @@ def test_a_dry_run_says_what_would_start_and_starts_nothing(
     assert out.count("  worker 1: CPU cores") == 2
     assert "lock_dir: " + str(tmp_path / "locks") + "  (environment)" in out
     assert "s3cret" not in out
-    assert not list((tmp_path / "run").glob("*/pool.json"))
+    assert not list((tmp_path / "run").glob("*/"))
 
 
 def test_a_dry_run_refuses_what_a_start_would(gpupool: Command, tmp_path: Path) -> None:
@@ -163,6 +176,50 @@ def test_names_of_pools_are_completed(gpupool: Command, monkeypatch: pytest.Monk
     assert names.complete("s") == ["small"]
     monkeypatch.setenv("GPUPOOL_RUN_DIR", "/proc/none")
     assert names.complete("s") == []
+
+
+def test_names_of_a_files_pools_are_completed(tmp_path: Path) -> None:
+    from gpupool.commands import names
+
+    file = tmp_path / "pool.yaml"
+    file.write_text("models: {small: {port: 1}, other: {port: 2}}\n")
+    context = typer.Context(typer.main.get_command(cli.build(["run"])))
+    context.params = {"file": file}
+    assert names.complete_of_file(context, "s") == ["small"]
+    context.params = {"file": tmp_path / "none"}
+    assert names.complete_of_file(context, "s") == []
+
+
+@pytest.mark.parametrize("flag", ["--version", "-h"])
+def test_version_and_help_are_where_they_are_looked_for(gpupool: Command, flag: str) -> None:
+    code, out, _ = gpupool(flag)
+    assert code == 0
+    assert out.startswith("gpupool " if flag == "--version" else "Usage: gpupool ")
+    assert gpupool("run", "-h")[1].startswith("Usage: gpupool run ")
+
+
+def test_the_package_is_a_command() -> None:
+    command = [sys.executable, "-m", "gpupool", "--version"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == f"gpupool {__version__}\n"
+
+
+def test_logs_of_a_worker_that_is_not_there_are_refused(gpupool: Command) -> None:
+    from gpupool.pools import run_dir
+
+    run_dir.folder_of("a")
+    run_dir.log_of("a").write_text("[t] [8] [INFO] ready worker=0 pid=8\n")
+    assert gpupool("logs", "a", "--worker", "0")[0] == 0
+    code, out, err = gpupool("logs", "a", "--worker", "7")
+    assert (code, out) == (2, "")
+    assert "--worker 7: pool 'a' has no such worker" in err
+
+
+def test_doctor_tells_programs_too(gpupool: Command) -> None:
+    code, out, _ = gpupool("doctor", "--json")
+    checks = json.loads(out)["checks"]
+    assert {"name", "is_wrong", "text", "fix"} == set(checks[0])
+    assert code == int(any(check["is_wrong"] for check in checks))
 
 
 def test_doctor_ends_with_1_where_something_is_wrong(

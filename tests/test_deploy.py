@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import configparser
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from gpupool import __version__
 from gpupool.lockdir import CANDIDATES
 from gpupool.notify import TEARDOWN_S
 from gpupool.refusal import EXIT_REFUSED
 from gpupool.settings import Settings, read_settings
+from tests.documented import commands_of
 from tests.pool import ROOT
 
 DEPLOY = ROOT / "deploy"
 INSTALLED = "/opt/gpupool/"
+ASSIGNMENT = r"(RAY_[a-z]\w+)=(\d+)"  # what Ray's daemons read; the token is KubeRay's
 # Each would hide the GPUs, stop their compilers, or hide who holds them.
 BREAKS_CUDA = {
     "PrivateDevices",
@@ -99,3 +104,22 @@ def test_every_line_of_the_environment_example_is_a_setting(
     assert settings.model_name == "Qwen/Qwen2.5-7B-Instruct"
     assert settings.engine_args == ("--max-model-len", "8192")
     assert settings.ready_quorum == 1
+
+
+def test_the_kubernetes_example_starts_what_the_page_starts_by_hand() -> None:
+    job, service = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
+    command = shlex.split(job["spec"]["entrypoint"])
+    assert command[:2] == ["bash", f"{INSTALLED}start_gunicorn.sh"]
+    flags = dict(zip(command[2::2], command[3::2], strict=True))
+    assert {flag.removeprefix("--") for flag in flags} <= Settings.model_fields.keys()
+    cluster = job["spec"]["rayClusterSpec"]
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "requirements/full.lock").read_text()
+    lines = [one for one in commands_of(ROOT / "docs/growing.md") if one.startswith("export ")]
+    told = {f"{name}={value}" for line in lines for name, value in re.findall(ASSIGNMENT, line)}
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        [container] = group["template"]["spec"]["containers"]
+        given = {f"{one['name']}={one['value']}" for one in container["env"] if "value" in one}
+        assert given == told
+        assert container["image"].endswith(f":{__version__}")
+    [port] = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    assert port["containerPort"] == service["spec"]["ports"][0]["port"] == int(flags["--port"])

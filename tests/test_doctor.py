@@ -58,6 +58,9 @@ WELL: dict[str, Callable[[], Finding]] = {
     "own port": lambda: check_port("a", None, is_own=True),
     "engines": lambda: check_orphans([EngineProcess(2, "pid 2 (x)", ("bash", MASTER, "init"))]),
     "engines of a title": lambda: check_orphans([EngineProcess(2, "pid 2 (x)", (TITLE,))]),
+    "engines of a long title": lambda: check_orphans(
+        [EngineProcess(2, "pid 2 (x)", (TITLE[0].split(),))]
+    ),
     "disk": lambda: check_disk(HOME, ["a/b"]),
     "small disk, nothing to fetch": lambda: check_disk(FULL, []),
     "cache": lambda: check_cache(HOME, {}, ["a/b"]),
@@ -130,7 +133,19 @@ WRONG: dict[str, tuple[Callable[[], Finding], str, str]] = {
     "orphans": (
         lambda: check_orphans([EngineProcess(77, "pid 77 (VLLM)", ("systemd",))]),
         "1 without a worker: pid 77 (VLLM)",
-        "kill -9 77",
+        "kill 77, and where that does not help kill -9 77",
+    ),
+    "five orphans": (
+        lambda: check_orphans([EngineProcess(n, f"pid {n} (x)", ()) for n in range(5)]),
+        "5 without a worker: pid 0 (x), pid 1 (x), pid 2 (x), pid 3 (x), pid 4 (x)",
+        "kill -9 0 1 2 3 4",
+    ),
+    "orphans of a pool": (
+        lambda: check_orphans(
+            [EngineProcess(7, "pid 7 (x)", (), "a"), EngineProcess(8, "pid 8 (x)", ())]
+        ),
+        "2 without a worker: pid 7 (x), pid 8 (x)",
+        "gpupool stop a; kill 8, and",
     ),
     **{
         f"orphans below {shown}": (
@@ -212,6 +227,36 @@ def test_an_engine_whose_worker_is_gone_is_found() -> None:
         orphan.communicate(b"\n")
     assert found.is_wrong
     assert str(orphan.pid) in found.fix.split()
+
+
+PARENT = """
+import os, setproctitle, subprocess, sys
+setproctitle.setproctitle("gunicorn: worker [gpupool /models/" + "x" * 900 + "]")
+env = os.environ | {"GPUPOOL_LEASE": "of a worker"}
+child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=env)
+print(child.pid, flush=True)
+input()
+child.communicate(b"\\n")
+"""
+
+
+def test_a_worker_is_known_by_a_title_longer_than_its_arguments() -> None:
+    """Such a title ends with one NUL, and psutil then takes each of its words for an argument:
+    every engine of the pool was an orphan, to be killed."""
+    import psutil
+
+    env = {name: value for name, value in os.environ.items() if name != "SPT_NOENV"}
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout is not None
+        engine = int(worker.stdout.readline())
+        words = psutil.Process(worker.pid).cmdline()
+        found = facts.orphans()
+        worker.communicate(b"\n")
+    assert words[:2] == ["gunicorn:", "worker"]
+    assert f"pid {engine} " not in found.text
 
 
 def test_a_model_is_missing_until_it_is_in_the_cache(

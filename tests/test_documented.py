@@ -16,6 +16,7 @@ from tests.pool import ROOT
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 COMMANDS = sorted({command for path in DOCUMENTS for command in commands_of(path)})
 DEMO = "server/test_readme.py::test_the_commands_run_the_demo_file_from_its_start_to_its_end"
+NODES = "ray_pool/test_nodes.py::test_a_dead_node_loses_no_request_and_stops_costing_any_within_5_s"
 MIGRATE = "test_migrate.py::test_every_command_of_the_document_runs"
 
 RUN_BY = {
@@ -42,6 +43,8 @@ RUN_BY = {
         "ray_pool/test_whole.py::"
         "test_a_pool_answers_streams_and_when_stopped_what_it_let_in_and_leaves_nothing"
     ),
+    "export RAY_": NODES,
+    "ray start ": NODES,
     "gpupool run -f examples/demo.yaml": DEMO,
     "gpupool status": DEMO,
     "gpupool query small ": DEMO,
@@ -81,6 +84,9 @@ NOT_RUN = {
     "ANTHROPIC_API_KEY=... ": (
         "it needs a vendor's key: server/test_saas.py::test_a_vendor_is_asked_by_litellm has a host"
     ),
+    "python3 -m venv .venv && ": "it downloads: the lines of README",
+    ". .venv/bin/activate": "it changes the shell for the next line",
+    "kubectl ": "it needs a Kubernetes; the file is tested in test_deploy.py",
     "install -m 600 /dev/stdin ": "it waits for a key that is typed",
     "python3 -m venv /opt": "it writes to /opt",
     "/opt/gpupool/.venv/bin/pip ": "it writes to /opt, and downloads",

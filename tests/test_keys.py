@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpupool.errors import ConfigError
+from gpupool.errors import ConfigError, Unauthorized
 from gpupool.keys import KeyRing
 
 KEYS = KeyRing(("right", "another"))
@@ -42,6 +42,19 @@ def test_the_header_is_found_among_the_others() -> None:
     assert KEYS.fit([("HOST", "x"), ("AUTHORIZATION", "Bearer right")])
     assert KEYS.fit([("HOST", "x"), ("X-API-KEY", "right")])
     assert not KEYS.fit([("HOST", "x"), ("COOKIE", "Bearer right")])
+
+
+def test_a_refusal_says_whether_a_key_was_sent() -> None:
+    for given, said in {"": "needs an API key", "Bearer wrong": "sent is not known"}.items():
+        with pytest.raises(Unauthorized, match=said) as caught:
+            KEYS.require(given)
+        assert "wrong" not in str(caught.value)
+        assert caught.value.headers == {"WWW-Authenticate": "Bearer"}
+
+
+def test_the_id_of_a_key_is_the_beginning_of_its_hash() -> None:
+    assert KEYS.id_of([("X-API-KEY", "right")]) == sha256(b"right").hexdigest()[:8]
+    assert KeyRing(()).id_of([("X-API-KEY", "right")]) == ""
 
 
 # The file.

@@ -118,6 +118,23 @@ def test_short_context_of_a_model_is_not_exceeded(model: GgufModel) -> None:
     assert make_params({"n_parallel": 4}, model, CPU_SLICE)["n_ctx"] == 4 * 512
 
 
+@pytest.mark.parametrize(
+    ("context", "slots"),
+    [(100, 1), (4096, 1), (8191, 1), (16384, 4), (32768, 8), (65536, 8)],
+)
+def test_a_given_context_is_cut_into_slots_that_have_what_was_asked_for(
+    model: GgufModel, context: int, slots: int
+) -> None:
+    """`--ctx-size 4096` alone was cut into 8 slots, and a request had 512 tokens."""
+    params = make_params({"n_ctx": context}, model, CPU_SLICE)
+    assert (params["n_ctx"], params["n_parallel"]) == (context, slots)
+
+
+def test_a_given_context_of_a_short_model_is_cut_by_what_it_knows(model: GgufModel) -> None:
+    model.metadata["llama.context_length"] = 512
+    assert make_params({"n_ctx": 2048}, model, CPU_SLICE)["n_parallel"] == 4
+
+
 def test_slots_are_what_the_memory_holds(model: GgufModel) -> None:
     """A slot takes 512 MiB: 85 % of 8 GiB less 1 GiB of weights are 11 slots."""
     params = make_params({}, model, Slice(0, (gpu(8),), ()))

@@ -232,7 +232,7 @@ def test_a_slots_old_and_new_worker_are_added_up() -> None:
     scoreboard[1].enter("draining")
     samples = parse(render_families(pool_families(Settings(), scoreboard)))
     name = "gpupool_requests_total"
-    assert value(samples, name, worker="1", route="/infer", status="200") == 2
+    assert value(samples, name, worker="1", route="/infer", status="200", reason="") == 2
     assert value(samples, "gpupool_worker_in_flight", worker="1") == 3
     states = {state: value(samples, "gpupool_worker_state", worker="1", state=state)
               for state in ("starting", "draining", "ready")}  # fmt: skip

@@ -328,6 +328,7 @@ def test_output_is_for_its_owner_and_never_overwritten(
 ) -> None:
     path = tmp_path / "pool.yaml"
     assert command(experiment, "-o", path) == (0, "", "")
+    assert f"#   gpupool run -f {path}\n" in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     code, _, err = command(experiment, "-o", path)
     assert (code, str(path) in err) == (2, True)

@@ -235,3 +235,23 @@ def test_what_no_host_takes_is_refused() -> None:
     flags = ("--pretrained_model_type", "saas/openai", "--model_path", MODEL)
     imported = run("byzerllm", "deploy", *flags, "--infer_params", "saas.resoning_effort=low")
     assert any("did you mean 'reasoning_effort'" in reason for reason in imported.refusals)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"max_model_len": 4096}, ["--ctx-size", "32768", "--parallel", "8"]),
+        (
+            {"max_num_seqs": 3, "max_model_len": "1k", "threads": 2},
+            ["--ctx-size", "3000", "--parallel", "3", "--threads", "2"],
+        ),
+        ({"max_model_len": 131072}, ["--ctx-size", "131072", "--parallel", "1"]),
+        ({"ctx_size": 4096}, ["--ctx-size", "4096"]),  # llama-server's own word
+    ],
+)
+def test_a_request_has_the_context_that_it_had(args: dict[str, Any], words: list[str]) -> None:
+    """llama.cpp divides --ctx-size among its slots; what was imported is each request's."""
+    args = {"model": "/m.gguf", **args}
+    found = flagscale.read([{"serve_id": "a", "engine": "llama_cpp", "engine_args": args}])
+    assert not found.refusals
+    assert found.pools["a"]["engine_args"] == words

@@ -24,6 +24,11 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
+def test_a_full_pool_is_not_a_key_at_its_limit() -> None:
+    [full] = [rule["expr"] for rule in alerts() if rule["alert"] == "GpupoolFull"]
+    assert 'status="429", reason="full"' in full
+
+
 def panels() -> list[dict[str, Any]]:
     board = json.loads((DEPLOY / "grafana" / "gpupool.json").read_text())
     return list(board["panels"])
@@ -61,7 +66,8 @@ def test_every_expression_asks_for_what_there_is(title: str, expression: str) ->
             assert label != "state" or wanted in STATES
         assert name in known, title
     for label in re.findall(r"\bby \(([^)]*)\)", expression):
-        assert set(re.split(r", *", label)) <= {"job", "instance", "le", "status", "state"}
+        grouped = {"job", "instance", "le", "status", "reason", "state"}
+        assert set(re.split(r", *", label)) <= grouped
     assert expression.count("(") == expression.count(")")
 
 

@@ -24,6 +24,7 @@ def test_an_installed_package_runs_a_pool_without_the_script(tmp_path: Path) -> 
     subprocess.run([*pip, "--no-build-isolation", "--target", site, source], check=True)
     assert not list(site.rglob("start_gunicorn.sh"))
     assert (site / "gpupool" / "planner" / "machines.json").exists()
+    assert (site / "gpupool" / "pools" / "pool.schema.json").exists()
     assert {path.name for path in (site / "gpupool" / "page").glob("*.*")} >= FILES.keys()
     with Commands(tmp_path) as gpupool:
         # The tests' engine lies in the checkout; gpupool itself is found before it.

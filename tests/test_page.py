@@ -124,5 +124,5 @@ def test_the_page_counts_as_one_route_and_is_not_in_the_list_of_routes() -> None
     for path in sorted(PATHS):
         client.get(path)
     totals = client.application.extensions["gpupool.totals"]
-    assert totals.requests() == {("/", 200): len(PATHS)}
+    assert totals.requests() == {("/", 200, ""): len(PATHS)}
     assert not [route for route in client.get("/").json["routes"] if route.startswith("/page")]

@@ -162,6 +162,12 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     assert error.code == "unknown_parameter"
 
 
+def test_who_asks_infer_for_a_stream_is_told_where_streams_are() -> None:
+    assert str(refusal({"stream": True})) == (
+        "unknown parameter 'stream'; streams are at /v1/completions and /v1/chat/completions"
+    )
+
+
 def test_a_missing_feature_names_the_engines_that_have_it() -> None:
     error = refusal({"use_beam_search": True, "best_of": 2}, ENGINES["llama_cpp"])
     assert error.code == "unsupported"

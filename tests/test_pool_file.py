@@ -18,7 +18,7 @@ from tests.demo_model import gguf_path
 from tests.pool import ROOT
 
 DEMO = ROOT / "examples" / "demo.yaml"
-SCHEMA = json.loads((ROOT / "docs" / "pool.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "gpupool" / "pools" / "pool.schema.json").read_text())
 TWO = {"models": {"a": {"model_name": "A", "port": 1}, "b": {"model_name": "B", "port": 2}}}
 
 
@@ -148,7 +148,7 @@ def test_the_schema_is_made_from_the_settings() -> None:
     assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    assert tables.SCHEMA.read_text() == tables.rendered_schema(), "run `make docs`"
+    assert tables.SCHEMA.read_text() == tables.render_schema(), "run `make docs`"
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
@@ -166,6 +166,8 @@ def test_the_schema_knows_every_setting() -> None:
         TWO,
         {"model_name": "A", "per_proc_gpus": "auto", "api_key": "k", "workers": 2},
         {"model_name": "A", "engine_args": ["--x", "1"], "cuda_visible_devices": "0,1"},
+        yaml.safe_load("{model_name: A, access_log: off, memory_plan: off}"),
+        yaml.safe_load("{model_name: A, access_log: on, log_format: json}"),
     ],
 )
 def test_the_schema_takes_what_run_takes(tmp_path: Path, content: Any) -> None:
@@ -181,6 +183,8 @@ def test_the_schema_takes_what_run_takes(tmp_path: Path, content: Any) -> None:
         {"models": {"../a": {"model_name": "A"}}},
         {"model_name": "A", "port": 0},
         {"model_name": "A", "memory_plan": "perhaps"},
+        {"model_name": "A", "memory_plan": True},
+        {"model_name": "A", "access_log": "no"},
         {"model_name": "A", "per_proc_gpus": 0},
         {"port": 1},
     ],

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from gpupool import master_command
+from gpupool import master_command, procfs
+from gpupool.doctor import facts
 from gpupool.errors import ConfigError
-from gpupool.pools import launch, run_dir
+from gpupool.pools import launch, run_dir, stopping
 from gpupool.pools.pool_file import Wanted, read_pool_file
 from gpupool.pools.record import (
+    SETTINGS,
     Record,
     identity_of,
     opened,
@@ -26,7 +28,7 @@ from gpupool.pools.record import (
     write_settings,
 )
 from gpupool.settings import Settings
-from tests.pool import ROOT
+from tests.pool import ROOT, is_alive
 
 
 @pytest.fixture(name="folder", autouse=True)
@@ -180,7 +182,7 @@ def test_the_master_gets_its_settings_from_one_file(wanted: Wanted, folder: Path
     """A variable that was in the environment is in the file by then; given twice, a reload
     could not change it."""
     given = {"GPUPOOL_WORKERS": "2", "PORT": "7", "HF_TOKEN": "t", "PATH": "/bin"}
-    made = launch.environment(wanted, given)
+    made = launch.environment(wanted, given, run_dir.folder_of(wanted.name))
     assert made["GPUPOOL_CONFIG"] == str(folder / "pool" / "settings.yaml")
     assert not {"GPUPOOL_WORKERS", "PORT"} & set(made)
     assert (made["HF_TOKEN"], made["PATH"]) == ("t", "/bin")
@@ -192,3 +194,33 @@ def test_a_pool_does_not_need_the_script(wanted: Wanted) -> None:
     *_, option, configuration = master_command.command()
     assert option == "--config"
     assert Path(configuration) == ROOT / "gunicorn_conf.py"
+
+
+ENDS = """
+import os, subprocess, sys
+os.setsid()
+env = os.environ | {"GPUPOOL_CONFIG": sys.argv[1], "GPUPOOL_LEASE": "of a dead worker"}
+for env in (env, os.environ):
+    print(subprocess.Popen(["sleep", "60"], env=env, stdout=subprocess.DEVNULL).pid, flush=True)
+input()
+"""
+
+
+def test_what_the_engines_of_an_ended_pool_left_is_found_and_ended() -> None:
+    settings = run_dir.folder_of("a") / SETTINGS
+    command = [sys.executable, "-c", ENDS, str(settings)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as master:
+        assert master.stdout is not None
+        engine, other = (int(master.stdout.readline()) for _ in range(2))
+        record = record_of(master.pid)
+        record.write()
+        master.kill()
+    found = facts.orphans()
+    assert f"pid {engine} (sleep, user {procfs.user_name(os.getuid())}, pool a)" in found.text
+    assert "gpupool stop a" in found.fix
+    said: list[str] = []
+    assert stopping.stop(record, said.append)
+    assert said == ["a: had ended already, and 1 process(es) of its engines are ended"]
+    assert not is_alive(engine)
+    assert is_alive(other)  # it is no engine
+    os.kill(other, signal.SIGKILL)

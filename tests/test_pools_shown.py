@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpupool import lockdir, note
+from gpupool import lockdir, note, procfs
 from gpupool.gpus import Gpu
 from gpupool.pools import leases
-from gpupool.pools.look import View, key_of, look, state_of
+from gpupool.pools.look import View, has_last_word, key_of, look, state_of
 from gpupool.pools.record import Record
-from gpupool.pools.render import as_data, rates_between, render
+from gpupool.pools.render import ago, as_data, rates_between, render
 from gpupool.reload_journal import ReloadJournal
 from gpupool.settings import Settings
 
 RECORD = Record("a", 1, 2, "boot", "ns", "http://127.0.0.1:1", "/models/M", "/f", "now", {})
+
+
+JSON = '{"time": 1, "level": "info", "logger": "x", "worker": 0, "message": "%s", "pid": %d}'
 
 
 def worker(slot: int = 0, state: str = "ready", **fields: Any) -> dict[str, Any]:
@@ -26,6 +30,29 @@ def worker(slot: int = 0, state: str = "ready", **fields: Any) -> dict[str, Any]
     known |= {"estimate_s": None, "gpus": ["GPU-12345678-aaaa"], "slots": 4, "inflight": 1}
     known |= {"generated_tokens": 10, "restarts": 2, "last_error": "", "memory_bytes": 3 << 30}
     return known | fields
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_told"),
+    [
+        (["[t] [7] [INFO] Shutting down: Master", "[t] [7] [INFO] no worker can ever be ready"], 1),
+        (["[t] [8] [INFO] Worker exiting (pid: 8)"], 0),
+        (["[t] [7] [INFO] worker 0 is ready", "[t] [8] [INFO] x", "of an engine"], 0),
+        (["gpupool: error: --port is taken"], 1),
+        (["Traceback", "ValueError: x"], 1),
+        (
+            ["gpupool: error: of old", "[t] [7] [INFO] Starting gunicorn 27", "[t] [8] [INFO] x"],
+            0,
+        ),
+        ([JSON % ("x", 8)], 0),
+        ([JSON % ("Shutting down: Master", 7), JSON % ("x", 8)], 1),
+        ([], 1),
+    ],
+)  # fmt: skip
+def test_a_log_that_ends_amid_its_workers_is_a_killed_masters(
+    lines: list[str], is_told: int
+) -> None:
+    assert has_last_word(lines, 7) is bool(is_told)
 
 
 @pytest.mark.parametrize(
@@ -48,12 +75,20 @@ def test_a_pool_that_is_told_to_end_drains() -> None:
 
 
 def test_a_worker_is_a_line() -> None:
-    busy = worker(last_error="it died once")
+    busy = worker(last_error="it died once", last_error_ago_s=372.0)
     shown = render([View(RECORD, "ready", workers=[busy])], {("a", 0): 41.6})
     head, _, line = shown.splitlines()
     assert head == "a: ready 1 of 1  http://127.0.0.1:1  M"
-    cells = "0 ready GPU-12345678 3.0 GiB 1/4 42 2 last error: it died once"
+    cells = "0 ready GPU-12345678 3.0 GiB 1/4 42 2 last error (6 min ago): it died once"
     assert " ".join(line.split()) == cells
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(5.2, "5 s ago"), (59.9, "60 s ago"), (372, "6 min ago"), (7300, "2 h ago"), (2e5, "2 d ago")],
+)
+def test_how_long_ago_is_one_number(seconds: float, shown: str) -> None:
+    assert ago(seconds) == shown
 
 
 def test_a_loading_worker_says_what_it_is_at() -> None:
@@ -97,8 +132,9 @@ def test_a_pool_that_ended_by_itself_is_told_by_its_log(
     run_dir.chmod(0o700)
     log = "[2026] [1] [INFO] x\n[2026] [1] [ERROR] no worker can ever be ready: no model\n\n"
     (run_dir / "a" / "pool.log").write_text(log)
-    view = look(RECORD)
+    view = look(replace(RECORD, boot_id=procfs.boot_id()))
     assert (view.state, view.reason) == ("ended", "no worker can ever be ready: no model")
+    assert look(RECORD).reason == "this machine has been started anew since"
 
 
 def test_who_holds_a_gpu_is_asked_of_its_lock(tmp_path: Path) -> None:

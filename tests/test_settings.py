@@ -152,6 +152,19 @@ def test_an_unknown_engine_names_the_nearest(monkeypatch: pytest.MonkeyPatch) ->
     assert "did you mean 'transformers'" in refusal(monkeypatch, INFER_TYPE="transformer")
 
 
+def test_on_and_off_need_no_quotes_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """YAML 1.1 reads them as true and false, which was refused."""
+    path = tmp_path / "pool.yaml"
+    path.write_text("access_log: off\nmemory_plan: off\n")
+    monkeypatch.setenv("GPUPOOL_CONFIG", str(path))
+    settings = read_settings()
+    assert (settings.access_log, settings.memory_plan) == ("off", "off")
+    path.write_text("access_log: on\n")
+    assert read_settings().access_log == "on"
+
+
 @pytest.mark.parametrize("value", ["", " ", ",", "a,", "schlüssel", "a\tb"])
 def test_a_key_that_protects_nothing_is_refused(
     monkeypatch: pytest.MonkeyPatch, value: str
@@ -199,6 +212,27 @@ def test_the_table_is_made_of_three_columns() -> None:
         assert re.fullmatch(r"[a-z0-9_-]+\t[A-Z_]+\t(value|switch|list)", line)
 
 
-def test_a_mistyped_flag_gets_the_nearest() -> None:
-    message = explain("start_gunicorn.sh: unrecognized option '--modle_name'\n")
-    assert "'model_name'" in message
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("modle_name", "(did you mean --model_name?)"),
+        ("modle", "(did you mean --model_name?)"),
+        ("ctx-size", "which is an engine's; engine arguments go after --, as `-- --ctx-size ...`"),
+        ("max_model_len", "as `-- --max-model-len ...`"),
+        ("tensor-parallel-size", "; the GPUs of a worker are --per_proc_gpus"),
+        ("gpu-memory-utilisation", "(did you mean --gpu-memory-utilization, after -- ?)"),
+        ("zzzzz", "option '--zzzzz'; see"),
+    ],
+)
+def test_a_flag_that_is_none_gets_the_nearest_or_its_place(flag: str, said: str) -> None:
+    assert said in explain(f"start_gunicorn.sh: unrecognized option '--{flag}'\n")
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = refusal(monkeypatch, GPUPOOL_API_KEY_FILE=str(tmp_path / "none"))
+    assert told == (
+        f"--api_key_file (GPUPOOL_API_KEY_FILE) is '{tmp_path}/none': cannot be read: No such file "
+        "or directory"
+    )

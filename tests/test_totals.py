@@ -43,7 +43,7 @@ def test_threads_of_a_worker_lose_no_count() -> None:
     assert (totals.prompt_tokens, totals.generated_tokens) == (12_000, 24_000)
     assert sum(totals.observations("queue_time_seconds").counts) == 12_000
     assert totals.observations("queue_time_seconds").sum == 12_000
-    assert totals.requests() == {("/infer", 200): 12_000}
+    assert totals.requests() == {("/infer", 200, ""): 12_000}
 
 
 def test_a_worker_killed_while_it_counts_leaves_whole_numbers() -> None:
@@ -66,14 +66,14 @@ def test_a_rows_next_worker_counts_on() -> None:
     index = scoreboard.rows_of(1)[1]
 
     def answer_one(say: Say) -> None:
-        scoreboard.totals[index].request("/infer", 200)
+        scoreboard.totals[index].request("/infer", 200, "")
         say("done")
 
     for _ in range(3):
         scoreboard.claim(index)
         with Forked(answer_one) as worker:
             worker.hear()
-    assert scoreboard.totals[index].requests() == {("/infer", 200): 3}
+    assert scoreboard.totals[index].requests() == {("/infer", 200, ""): 3}
 
 
 def test_a_value_on_a_bound_is_in_that_bucket() -> None:
@@ -108,7 +108,7 @@ def test_a_clock_that_steps_back_takes_nothing_away() -> None:
 def test_odd_paths_make_no_labels(path: str, label: str) -> None:
     totals = PoolTotals(1)[0]
     totals.request(path, 404)
-    assert totals.requests() == {(label, 404): 1}
+    assert totals.requests() == {(label, 404, ""): 1}
 
 
 @pytest.mark.parametrize("name", HISTOGRAMS)

@@ -80,6 +80,11 @@ def test_a_mig_device_has_memory_of_its_own(tmp_path: Path) -> None:
         assert measure(Slice(0, (device,), ())).memory_bytes == 3 << 30
 
 
+def test_of_processes_that_cannot_be_read_nothing_is_known() -> None:
+    """It was told as 0 bytes."""
+    assert group_bytes(1 << 30) is None
+
+
 def test_without_a_lease_nothing_is_known() -> None:
     assert measure(None) == UNKNOWN
 

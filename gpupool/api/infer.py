@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 
 from gpupool.api.clock import whole_at
 from gpupool.api.json_body import read_object
-from gpupool.api.params import Ask, parse_params
+from gpupool.api.params import STREAMS, Ask, parse_params
 from gpupool.api.values import nth_seed
 from gpupool.batch import Job, Result, run_here
 from gpupool.call import current_call
@@ -107,7 +107,7 @@ def _read_instances(body: dict[str, Any]) -> list[str]:
         if key not in BODY_KEYS:
             raise BadRequest(
                 f"unknown key {key[:60]!r} in the body{nearest_hint(key, BODY_KEYS)}; "
-                f"it takes {', '.join(BODY_KEYS)}",
+                f"it takes {', '.join(BODY_KEYS)}{STREAMS if key == 'stream' else ''}",
                 param=key[:60],
                 code="unknown_parameter",
             )

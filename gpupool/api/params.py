@@ -26,6 +26,7 @@ DEFAULT_MAX_TOKENS = SamplingParams().max_tokens
 GREEDY_BELOW = 1e-5  # a smaller temperature is greedy, as in vLLM
 FLAGS = ("use_beam_search", "do_sample", "ignore_eos", "skip_special_tokens")
 ALIASES = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}
+STREAMS = "; streams are at /v1/completions and /v1/chat/completions"
 OTHERS = ("stop", "stop_token_ids", "logit_bias", "early_stopping")
 CLIENTS_OWN = ("sampling_num", "request_id")
 """Written into parameter files by evaluation clients for themselves; mean nothing here."""
@@ -78,7 +79,8 @@ def _resolve_names(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in KNOWN:
             raise BadRequest(
-                f"unknown parameter {show(name)}{nearest_hint(name, KNOWN)}",
+                f"unknown parameter {show(name)}"
+                f"{STREAMS if name == 'stream' else nearest_hint(name, KNOWN)}",
                 param=name[:60],
                 code="unknown_parameter",
             )

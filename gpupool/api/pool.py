@@ -22,6 +22,7 @@ blueprint = Blueprint("pool", __name__)
 UNKNOWN: dict[str, Any] = dict.fromkeys(
     (
         "restarts",
+        "last_error_ago_s",
         "memory_bytes",
         "gpu_use",
     )
@@ -59,6 +60,7 @@ def pool() -> Response:
     return jsonify(
         model=replica.settings.model_name,
         infer_type=replica.settings.infer_type,
+        master_pid=_master_pid(),
         workers=workers,
         gpus=_describe_gpus(workers),
         capabilities=_capabilities(replica),
@@ -96,6 +98,11 @@ def _describe_gpu(gpu: Standing, slot: int | None, use: dict[str, Any] | None) -
         "reason": gpu.fault or gpu.quarantine,
         "use": asdict(gpu.use) if slot is None and gpu.use is not None else use,
     }
+
+
+def _master_pid() -> int | None:
+    """Whose worker answers; nobody's where the host has no master."""
+    return os.getppid() if "gpupool.scoreboard" in current_app.extensions else None
 
 
 def _reload() -> dict[str, Any] | None:
@@ -148,9 +155,14 @@ def _describe(scoreboard: Scoreboard, shown: list[int], index: int) -> dict[str,
         "seen_tokens": _seen_tokens(totals),
         "restarts": sum(scoreboard[i].restarts for i in rows),
         "last_error": row.last_error,
+        "last_error_ago_s": _ago(row.last_error_at) if row.last_error else None,
         "memory_bytes": use.memory_bytes,
         "gpu_use": [asdict(gpu) for gpu in use.gpus] or None,
     }
+
+
+def _ago(moment: float) -> float:
+    return round(time.monotonic() - moment, 1)
 
 
 def _seen_tokens(totals: Iterable[Totals]) -> int:

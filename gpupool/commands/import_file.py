@@ -48,7 +48,7 @@ def import_file(
         for reason in imported.refusals:
             typer.echo(f"{ERROR}{reason}", err=True)
         raise typer.Exit(EXIT_REFUSED)
-    _write(output, render(imported))
+    _write(output, render(imported, str(output or "pool.yaml")))
 
 
 def _leave_out(imported: Imported, keys: list[str]) -> Imported:

@@ -13,6 +13,7 @@ from gpupool.commands.spelling import flag
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 from gpupool.pools.log_lines import Everything, Follower, WorkerFilter, read_lines
+from gpupool.pools.look import look_at
 from gpupool.pools.record import read_records
 from gpupool.pools.run_dir import log_of, logged_pools
 
@@ -33,11 +34,14 @@ def logs(
 
     Also of a pool that has ended; PATH.1 and so on beside the log are its older parts.
     """
-    log = log_of(_chosen(pool))
+    name = _chosen(pool)
+    log = log_of(name)
     kept = Everything() if worker is None else WorkerFilter(worker)
     follower = Follower(log)
     before = filter(kept.keeps, read_lines(log, follower.at))
     shown = deque(before, maxlen=lines or None)
+    if worker is not None and not shown:
+        _refuse_absent(name, worker)
     typer.echo("".join(shown), nl=False)
     try:
         while follow:
@@ -47,6 +51,20 @@ def logs(
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         return
+
+
+def _refuse_absent(name: str, worker: int) -> None:
+    """ConfigError for a worker that the log has nothing of, unless it may still come."""
+    known = {
+        int(found["slot"])
+        for view in look_at(record for record in read_records() if record.name == name)
+        for found in view.workers
+    }
+    if worker not in known:
+        there = (
+            f"it has {', '.join(map(str, sorted(known)))}" if known else "its log has no line of it"
+        )
+        raise ConfigError(f"--worker {worker}: pool {name!r} has no such worker; {there}")
 
 
 def _chosen(name: str | None) -> str:

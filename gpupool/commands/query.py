@@ -15,7 +15,7 @@ from gpupool.commands.spelling import flag
 from gpupool.errors import ConfigError
 from gpupool.nearest import nearest_hint
 from gpupool.pools.asking import TIMEOUT, NotAnswered, Question, ask
-from gpupool.pools.look import client
+from gpupool.pools.look import client, refuse_ended
 from gpupool.pools.record import Record, read_records
 from gpupool.refusal import ERROR
 
@@ -82,6 +82,9 @@ def _server(model: str, url: str | None) -> tuple[httpx.Client, str]:
         return httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT), model
     known = _models_here()
     if model not in known:
+        for record in read_records():
+            if model in (record.name, record.model):
+                refuse_ended(record)
         there = f"there is {', '.join(sorted(known))}" if known else "none runs"
         raise ConfigError(
             f"{model!r} is no pool or model that runs here{nearest_hint(model, known)}; {there} "

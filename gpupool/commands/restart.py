@@ -7,6 +7,7 @@ import typer
 from gpupool.commands.names import Pools
 from gpupool.commands.progress import Progress
 from gpupool.errors import ConfigError
+from gpupool.pools.look import refuse_ended
 from gpupool.pools.record import select_records
 from gpupool.pools.rolling import read_again, roll
 from gpupool.refusal import ERROR
@@ -23,6 +24,8 @@ def restart(pools: Pools = None) -> None:
     records = select_records(pools or [])
     if not records:
         raise ConfigError("no pool runs; start one with gpupool run -f pool.yaml")
+    for record in records:
+        refuse_ended(record)
     wanted = [read_again(record) for record in records]
     given_up = False
     for record, pool in zip(records, wanted, strict=True):

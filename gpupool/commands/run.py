@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gpupool.commands.names import complete_of_file
 from gpupool.commands.progress import Progress
 from gpupool.commands.spelling import flag
 from gpupool.commands.stop import stop_all
@@ -16,7 +17,7 @@ from gpupool.pools import dry_run, launch
 from gpupool.pools.pool_file import Wanted, read_pool_file, select
 from gpupool.pools.record import Record
 from gpupool.pools.run_dir import only_one
-from gpupool.pools.starting import await_ready, end_of, refuse_running, start_all
+from gpupool.pools.starting import await_ready, exit_of, refuse_running, start_all
 from gpupool.refusal import ERROR, EXIT_REFUSED
 
 EXIT_ENDED = 1
@@ -26,7 +27,9 @@ EXIT_INTERRUPTED = 130
 def run(
     pools: Annotated[
         list[str] | None,
-        typer.Argument(help="pools of the file; default: all", metavar="POOL"),
+        typer.Argument(
+            help="pools of the file; default: all", metavar="POOL", autocompletion=complete_of_file
+        ),
     ] = None,
     file: Annotated[
         Path, flag("file", "settings of one pool, or of several below `models`", "-f")
@@ -40,9 +43,9 @@ def run(
 ) -> None:
     """Start the pools of a file; returns when all serve.
 
-    They run in the background, in sessions of their own. Either all start, or none runs and the
-    reason is said. Exit 1: a pool ended before it was ready; 2: one was refused; 130: Ctrl-C, and
-    they load on.
+    They run in the background, in sessions of their own. What runs out of the file already is left
+    as it is. Either all others start, or none of them runs and the reason is said. Exit 1: a pool
+    ended before it was ready; 2: one was refused; 130: Ctrl-C, and they load on.
     """
     wanted = select(read_pool_file(file, os.environ), pools or [], file)
     if dry_run_:
@@ -65,22 +68,28 @@ def _become(wanted: list[Wanted]) -> None:
 
 
 def _start(wanted: list[Wanted]) -> None:
-    records = start_all(wanted)
+    started, running = start_all(wanted)
+    for record in running:
+        typer.echo(
+            f"{record.name}: runs already (pid {record.pid}, {record.url}); "
+            f"`gpupool restart {record.name}` reads its settings again"
+        )
     progress = Progress()
     try:
-        ended = await_ready(records, progress.show)
+        ended = await_ready([*running, *started], progress.show)
     except KeyboardInterrupt:
         typer.echo("\nthe pools load on; see gpupool status, or end them with gpupool stop")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if ended is None:
         return
-    code, reason = end_of(ended)
-    _end_others(records, ended)
+    code, reason = exit_of(ended)
+    _end_others(started, ended)
     typer.echo(f"{ERROR}pool {ended.name!r} ended: {reason}", err=True)
     raise typer.Exit(EXIT_REFUSED if code == EXIT_REFUSED else EXIT_ENDED)
 
 
-def _end_others(records: list[Record], ended: Record) -> None:
-    ended.remove()
-    if others := [record for record in records if record is not ended]:
+def _end_others(started: list[Record], ended: Record) -> None:
+    if ended in started:
+        ended.remove()
+    if others := [record for record in started if record is not ended]:
         stop_all(others)

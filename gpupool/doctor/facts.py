@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gpupool import lockdir, preflight
+from gpupool import lockdir, preflight, procfs
 from gpupool.doctor import machine, models, processes
 from gpupool.doctor.finding import Finding
 from gpupool.errors import ConfigError, GpupoolError
@@ -107,16 +107,18 @@ def orphans() -> Finding:
     """Every process of this user, or of all for root, that carries a lease's token."""
     import psutil
 
-    found = []
+    found, records = [], read_records()
     for process in psutil.process_iter():
         try:
             if "GPUPOOL_LEASE" not in process.environ():
                 continue
             parents = [parent.cmdline() for parent in process.parents()]
-            shown = f"pid {process.pid} ({process.name()})"
+            pool = next((r.name for r in records if r.is_engine(process.pid)), "")
+            shown = procfs.describe(process.pid)
         except psutil.Error:
             continue  # gone, or somebody else's
-        found.append(processes.EngineProcess(process.pid, shown, parents))
+        shown = f"{shown.removesuffix(')')}, pool {pool})" if pool else shown
+        found.append(processes.EngineProcess(process.pid, shown, parents, pool))
     return processes.check_orphans(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,10 @@ class Finding:
     def is_wrong(self) -> bool:
         """Whether somebody has to do something."""
         return bool(self.fix)
+
+    def as_data(self) -> dict[str, Any]:
+        """For programs; `fix` is empty where nothing is wrong."""
+        return {"name": self.name, "is_wrong": self.is_wrong, "text": self.text, "fix": self.fix}
 
     def render(self) -> str:
         """The line."""

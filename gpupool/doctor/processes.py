@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpupool.doctor.finding import Finding
+from gpupool.pool_process import is_pool
 
 CUDA_LIBRARIES = ("libcuda.so", "libcudart", "libtorch", "libc10_cuda")
-MAX_SHOWN = 3
-TITLE = re.compile(r"gunicorn: (master|worker) \[gpupool ")
-CONFIGURATION = re.compile(r"(^|[/=:])gunicorn_conf(\.py)?$")
 
 
 def cuda_in(maps: str) -> set[str]:
@@ -51,25 +48,23 @@ class EngineProcess:
     pid: int
     shown: str
     ancestors: Sequence[Sequence[str]]  # the command lines of its parents, nearest first
+    pool: str = ""  # whose session it is in, if gpupool run of this user started that
 
 
 def check_orphans(found: Sequence[EngineProcess]) -> Finding:
     """Whether engines of ours run without a worker: with its guardian killed as well, one may."""
     name = "orphaned engines"
-    orphans = [process for process in found if not any(map(_is_pool, process.ancestors))]
-    if orphans:
-        shown = ", ".join(process.shown for process in orphans[:MAX_SHOWN])
-        pids = " ".join(str(process.pid) for process in orphans)
-        return Finding(name, f"{len(orphans)} without a worker: {shown}", f"kill -9 {pids}")
-    return Finding(name, f"none; {len(found)} process(es) of engines have their worker")
+    orphans = [process for process in found if not any(map(is_pool, process.ancestors))]
+    if not orphans:
+        return Finding(name, f"none; {len(found)} process(es) of engines have their worker")
+    shown = ", ".join(process.shown for process in orphans)
+    return Finding(name, f"{len(orphans)} without a worker: {shown}", _end(orphans))
 
 
-def _is_pool(command_line: Sequence[str]) -> bool:
-    """Whether a process is a gunicorn of ours: by the title that it gives itself, or by the program
-    and our configuration file, where it could give none."""
-    if not command_line:
-        return False
-    if TITLE.match(command_line[0]):
-        return True
-    programs = [word.rpartition("/")[2] for word in command_line[:3]]
-    return "gunicorn" in programs and any(map(CONFIGURATION.search, command_line))
+def _end(orphans: Sequence[EngineProcess]) -> str:
+    """The gentlest commands that end every one of them."""
+    pools = sorted({process.pool for process in orphans if process.pool})
+    pids = " ".join(str(process.pid) for process in orphans if not process.pool)
+    stop = [f"gpupool stop {' '.join(pools)}"] if pools else []
+    kill = [f"kill {pids}, and where that does not help kill -9 {pids}"] if pids else []
+    return "; ".join(stop + kill)

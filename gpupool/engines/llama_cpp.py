@@ -135,6 +135,11 @@ class LlamaCppEngine(OnLoop):
             generates=self._uses.generates,
         )
         self._has_tools = bool(props["chat_template_caps"]["supports_tools"])
+        log.info(
+            "llama.cpp has %s slot(s) of %s tokens each",
+            self.model.slots,
+            self.model.context_tokens,
+        )
 
     def _warm_up(self) -> None:
         """Once through what it is there for, so that no request is the first."""

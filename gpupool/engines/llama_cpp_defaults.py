@@ -1,7 +1,8 @@
 """How llama.cpp is started for one slice where the arguments after -- say nothing (pure).
 
 llama.cpp divides its context among its slots; here a slot is given CONTEXT_PER_SLOT tokens, or
-as many as the model knows, and the slots are as many as the slice's memory holds.
+as many as the model knows, and the slots are as many as the slice's memory holds. A context that is
+given is divided among so many slots that each has that much, and is one slot's if it is less.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ def make_params(given: Mapping[str, Any], model: GgufModel, gpu_slice: Slice) ->
     """Everything that is not left to llama.cpp's own defaults; what is given wins."""
     on_gpu = bool(gpu_slice.gpus)
     known = model.value("context_length", CONTEXT_PER_SLOT)
+    per_slot = min(known, CONTEXT_PER_SLOT)
     context = given.get("n_ctx")
-    slots = given.get("n_parallel") or _num_slots(model, gpu_slice, min(known, CONTEXT_PER_SLOT))
+    if (slots := given.get("n_parallel")) is None:
+        most = GPU_SLOTS if on_gpu else CPU_SLOTS
+        fitting = _num_slots(model, gpu_slice, per_slot) if context is None else context // per_slot
+        slots = max(1, min(most, fitting))
     if context is None:
-        context = slots * min(known, CONTEXT_PER_SLOT)
+        context = slots * per_slot
     threads = len(gpu_slice.cpus) or len(os.sched_getaffinity(0))
     if on_gpu:
         threads = min(threads, MAX_GPU_THREADS)
@@ -65,11 +70,12 @@ def make_params(given: Mapping[str, Any], model: GgufModel, gpu_slice: Slice) ->
 
 
 def _num_slots(model: GgufModel, gpu_slice: Slice, context: int) -> int:
+    """As many as the memory has room for, which may be none."""
     if not gpu_slice.gpus:
         return CPU_SLOTS
     memory = sum(gpu.total_bytes for gpu in gpu_slice.gpus)
     left = int(memory * USED_SHARE) - model.num_bytes
-    return max(1, min(GPU_SLOTS, left // max(1, context * cache_bytes_per_token(model))))
+    return left // max(1, context * cache_bytes_per_token(model))
 
 
 def cache_bytes_per_token(model: GgufModel) -> int:

@@ -30,6 +30,8 @@ class Draft:
     """What follows --."""
     sizes: dict[str, int] = field(default_factory=dict)
     """What was said of GPUs per worker: tensor, pipeline, gpus."""
+    context: int | None = None
+    """Tokens that a request may have, where llama.cpp has to be told those of all its slots."""
     is_everywhere: bool = False
     """Whether one replica per slice was asked for; else it is one, as with the predecessors."""
     notes: list[str] = field(default_factory=list)

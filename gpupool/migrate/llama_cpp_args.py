@@ -31,13 +31,40 @@ TEMPLATE = "the model's own chat template is used; give another by --chat-templa
 VLLM_CACHES = {"fp8": "q8_0", "fp8_e4m3": "q8_0", "fp8_e5m2": "q8_0"}
 SPLITS = {"0": "none", "1": "layer", "2": "row"}
 """llama-cpp-python's numbers."""
+PARALLEL = "--parallel"
+MAX_SLOTS, TOKENS_OF_ALL = 8, 32768
+"""Requests at the same time, where nothing says how many; fewer where each may be long."""
+
+
+def context_words(context: int, slots: int | None = None) -> list[str]:
+    """What gives every request so many tokens: llama.cpp divides its context among its slots."""
+    num_slots = slots or max(1, min(MAX_SLOTS, TOKENS_OF_ALL // max(1, context)))
+    return ["--ctx-size", str(context * num_slots), PARALLEL, str(num_slots)]
+
+
+def settle_context(draft: Draft) -> None:
+    """The context of each request, once it is known how many run at the same time."""
+    if draft.context is None:
+        return
+    if "--ctx-size" in draft.words:
+        draft.refusals.append("--ctx-size is given already by another key; say it once")
+        return
+    slots = None
+    if PARALLEL in draft.words:
+        at = draft.words.index(PARALLEL)
+        try:
+            slots = whole(draft.words[at + 1])
+        except Refused as refusal:
+            draft.refusals.append(f"{PARALLEL}: {refusal}")
+        del draft.words[at : at + 2]
+    draft.words = [*context_words(draft.context, slots), *draft.words]
 
 
 def _take_context(draft: Draft, value: Any) -> None:
     """1K and 1k, as FlagScale reads them: 1024 and 1000."""
     number, unit = str(value).rstrip("kK"), str(value)[-1:]
     factor = {"k": 1000, "K": 1024}.get(unit, 1)
-    draft.add("--ctx-size", whole(number) * factor)
+    draft.context = whole(number) * factor
 
 
 def _take_cache_type(draft: Draft, value: Any) -> None:
@@ -106,7 +133,7 @@ KEYS: tuple[Key, ...] = (
     sets("alias", "m", "served_model_name", names, ["m"]),
     sets("uvicorn_log_level", "warning", "log_level", level),
     sizes("tensor_parallel_size", 2, "tensor", {"per_proc_gpus": 2}),
-    Key("max_model_len", "1K", _take_context, {ENGINE_ARGS: ["--ctx-size", "1024"]}),
+    Key("max_model_len", "8K", _take_context, {ENGINE_ARGS: context_words(8192)}),
     passes("max_num_seqs", 4, "--parallel"),
     Key(
         "kv_cache_dtype",
@@ -143,12 +170,7 @@ KEYS: tuple[Key, ...] = (
 
 OF_PYTHON: tuple[Key, ...] = (
     passes("n_gpu_layers", 35, "--n-gpu-layers"),
-    Key(
-        "n_ctx",
-        4096,
-        lambda draft, value: draft.add("--ctx-size", whole(value)),
-        {ENGINE_ARGS: ["--ctx-size", "4096"]},
-    ),
+    Key("n_ctx", 4096, _take_context, {ENGINE_ARGS: context_words(4096)}),
     passes("n_batch", 512, "--batch-size"),
     passes("n_threads", 8, "--threads"),
     Key("split_mode", 1, _take_split, {ENGINE_ARGS: ["--split-mode", "layer"]}),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from gpupool.migrate.keys import ENGINE_ARGS, Draft
+from gpupool.migrate.llama_cpp_args import settle_context
 from gpupool.setting_types import HOSTED
 from gpupool.settings import Settings
 
@@ -33,6 +35,7 @@ def finish(drafts: Iterable[Draft], port: int | None = None) -> Imported:
     pools: dict[str, dict[str, Any]] = {}
     for index, draft in enumerate(drafts):
         _settle_sizes(draft)
+        settle_context(draft)
         if not draft.values.get("model_name"):
             draft.refusals.append("no model: nothing says which one is to be served")
         if port is not None:
@@ -91,12 +94,15 @@ def _free_name(draft: Draft, taken: Iterable[str]) -> str:
     return free
 
 
-def render(imported: Imported) -> str:
-    """The text of pool.yaml. JSON's scalars and lists are YAML's, and say what they are."""
+def render(imported: Imported, file: str = "pool.yaml") -> str:
+    """The text of a file that is to be called so. JSON's scalars and lists are YAML's, and say what
+    they are."""
     lines = [HEAD]
     if imported.commands:
         lines += ["#", "# Start it so:"]
-        lines += [f"#   {line}" for line in (*imported.commands, "gpupool run -f pool.yaml")]
+        lines += [
+            f"#   {line}" for line in (*imported.commands, f"gpupool run -f {shlex.quote(file)}")
+        ]
     if imported.notes:
         lines += ["#", "# What is no setting here:"]
         lines += [f"# - {note}" for note in imported.notes]

@@ -14,12 +14,13 @@ from typing import Any
 
 from gpupool.errors import ConfigError
 from gpupool.gpus import Gpu, read_inventory, select_visible
-from gpupool.nearest import nearest_hint
+from gpupool.nearest import nearest, nearest_hint
 from gpupool.planner.fit import GIB, MIB, Card
 from gpupool.planner.option import Machine
 
 ASKED = re.compile(r"^(?:(\d{1,3})\s*[xX*]\s*)?(\S.*)$")
 SIZED = re.compile(r"^(.*?)[-\s]*(\d+(?:\.\d+)?)\s*Gi?B$", re.IGNORECASE)
+SIZE = re.compile(r"[-\s]*\d+(\.\d+)?\s*[GT]I?B$", re.IGNORECASE)
 MAX_CARDS = 64
 MAX_CARD_GB = 10_000
 DRIVERS_SHARE = 0.02  # of the memory, at most; of the cards that were seen it keeps 0.4 to 3.9 %
@@ -84,7 +85,7 @@ def _machine(count: int, name: str, asked: str) -> Machine:
     sized = SIZED.match(name)
     if sized is None or not sized[1]:
         raise ConfigError(
-            f"--gpu {asked!r}: {name!r} is not known{nearest_hint(name, known)}; known are "
+            f"--gpu {asked!r}: {name!r} is not known{_near(name, known)}; known are "
             f"{', '.join(known)}; or add the memory to the name, as 'NAME-48GB'"
         )
     if not 0 < float(sized[2]) <= MAX_CARD_GB:
@@ -92,6 +93,13 @@ def _machine(count: int, name: str, asked: str) -> Machine:
     # Of a card's name a GB is 1000^3 on some and 1024^3 on others; the smaller one is safe.
     num_bytes = int(float(sized[2]) * 1000**3)
     return Machine(f"{count}x {name}", (Card(name, num_bytes, num_bytes),) * count)
+
+
+def _near(name: str, known: dict[str, dict[str, Any]]) -> str:
+    """A card of nearly this name, whatever its memory: that would make any other near."""
+    by_name = {SIZE.sub("", card.upper()): card for card in known}
+    found = nearest(SIZE.sub("", name.upper()), by_name)
+    return f" (did you mean {by_name[found]!r}?)" if found else ""
 
 
 def _usable_bytes(card: dict[str, Any]) -> int:

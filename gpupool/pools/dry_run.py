@@ -14,7 +14,7 @@ from gpupool.layout import make_layout
 from gpupool.master_command import command
 from gpupool.pools import launch
 from gpupool.pools.pool_file import Wanted
-from gpupool.pools.record import SETTINGS, url_of, write_settings
+from gpupool.pools.record import url_of, write_settings
 from gpupool.preflight import with_engine
 from gpupool.refusal import ERROR
 from gpupool.setting_types import AUTO_GPUS
@@ -52,10 +52,10 @@ def _checked(pool: Wanted) -> int | None:
     """The preflight that the master would run; what it chose for `per_proc_gpus: auto`."""
     with tempfile.TemporaryDirectory(prefix="gpupool-") as folder:
         write_settings(Path(folder), pool.values)
-        variables = launch.environment(pool, os.environ)
+        variables = launch.environment(pool, os.environ, Path(folder))
         done = subprocess.run(
             [sys.executable, "-m", "gpupool.preflight"],
-            env=variables | {"GPUPOOL_CONFIG": f"{folder}/{SETTINGS}"},
+            env=variables,
             cwd=pool.file.absolute().parent,
             check=False,
             capture_output=True,

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import NoReturn
 
 from gpupool.master_command import command, with_root
@@ -23,11 +24,12 @@ from gpupool.pools.run_dir import folder_of, log_of
 GO = b"g"
 
 
-def environment(wanted: Wanted, environ: Mapping[str, str]) -> dict[str, str]:
-    """The master's: its settings come from the file alone, in which the variables are already."""
+def environment(wanted: Wanted, environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The master's: its settings come from the file in its folder alone, in which the variables
+    are already."""
     ours = variables_of(environ)
     kept = {name: value for name, value in environ.items() if name not in ours}
-    kept["GPUPOOL_CONFIG"] = str(folder_of(wanted.name) / SETTINGS)
+    kept["GPUPOOL_CONFIG"] = str(folder / SETTINGS)
     if (visible := wanted.settings.cuda_visible_devices) is not None:
         # Also for what an engine may look at before its worker's lease, or without one.
         kept["CUDA_VISIBLE_DEVICES"] = visible
@@ -41,7 +43,9 @@ def start(wanted: Wanted) -> Record:
     """
     folder = folder_of(wanted.name)
     write_settings(folder, wanted.values)
-    variables = environment(wanted, os.environ) | {"GPUPOOL_LOG_FILE": str(log_of(wanted.name))}
+    variables = environment(wanted, os.environ, folder) | {
+        "GPUPOOL_LOG_FILE": str(log_of(wanted.name))
+    }
     gate, opener = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -57,10 +61,11 @@ def start(wanted: Wanted) -> Record:
 
 def become(wanted: Wanted) -> NoReturn:
     """Turn this process into the pool's master; the caller holds the lock until then."""
-    write_settings(folder_of(wanted.name), wanted.values)
+    folder = folder_of(wanted.name)
+    write_settings(folder, wanted.values)
     replace(_record(wanted, os.getpid()), is_foreground=True).write()
     os.chdir(wanted.file.absolute().parent)
-    os.execve(sys.executable, command(), environment(wanted, os.environ))
+    os.execve(sys.executable, command(), environment(wanted, os.environ, folder))
 
 
 def _record(wanted: Wanted, pid: int) -> Record:

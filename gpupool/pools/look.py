@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from gpupool import json_lines
+from gpupool import json_lines, procfs
 from gpupool.errors import ConfigError
 from gpupool.keys import HASHED, key_lines
 from gpupool.pools.record import Record
@@ -24,7 +24,9 @@ from gpupool.settings import Settings
 
 TIMEOUT_S = 5.0
 TAIL_BYTES = 16_384
-OF_GUNICORN = re.compile(r"\[[^\]]*\] \[\d+\] \[[A-Z]+\] ")
+OF_GUNICORN = re.compile(r"\[[^\]]*\] \[(\d+)\] \[[A-Z]+\] ")
+STARTS, LAST_WORDS = "Starting gunicorn", "Shutting down: Master"
+"""Of gunicorn's master."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def look(record: Record, other_key: str = "") -> View:
     """Ask one pool; never raises. While it gets new settings, `other_key` may be the one that its
     workers still have."""
     if not record.is_running:
-        return View(record, "ended", last_line(record))
+        return View(record, "ended", end_of(record))
     try:
         with client(record) as asked:
             answer = asked.get("/pool")
@@ -80,6 +82,9 @@ def look(record: Record, other_key: str = "") -> View:
         return View(record, "unknown", _KEYLESS)
     if "workers" not in found:
         return View(record, "unknown", f"{record.url}/pool answers {answer.status_code}")
+    if found.get("master_pid") not in (None, record.pid):
+        said = f"another pool (master pid {found['master_pid']}) answers at {record.url}"
+        return View(record, "starting", said)
     workers = found["workers"]
     quorum = record.settings().ready_quorum
     return View(
@@ -134,19 +139,64 @@ def key_of(settings: Settings) -> str:
     return next((key for key in keys if not HASHED.fullmatch(key)), "")
 
 
+def end_of(record: Record) -> str:
+    """Why a pool has ended: the end of its log says so, unless its master could not write it."""
+    if record.boot_id != procfs.boot_id():
+        return "this machine has been started anew since"
+    if record.is_foreground or has_last_word(_last_lines(record), record.pid):
+        return last_line(record)
+    return (
+        f"its master (pid {record.pid}) ended without a word, as one that is killed does; "
+        f"gpupool logs {record.name} tells what was before"
+    )
+
+
+def refuse_ended(record: Record) -> None:
+    """ConfigError for a pool that does not run any more."""
+    if not record.is_running:
+        raise ConfigError(
+            f"pool {record.name!r} has ended; `gpupool run -f {record.file} {record.name}` starts "
+            "it, `gpupool status` says why it ended"
+        )
+
+
 def last_line(record: Record) -> str:
     """The end of its log: a pool that ends by itself says there why."""
     if record.is_foreground:
         return "its log is where it was started"
+    said = [_message_of(line) for line in _last_lines(record)]
+    said = [line.removeprefix(ERROR) for line in said if line]
+    return said[-1] if said else ""
+
+
+def has_last_word(lines: Sequence[str], master: int) -> bool:
+    """Whether a master's log ends as a master ends it. One that ends before it has workers says
+    why in words that are not gunicorn's."""
+    has_workers = False
+    for line in reversed(lines):
+        message = _message_of(line)
+        if message.startswith((ERROR, LAST_WORDS)):
+            return True
+        if STARTS in message:
+            break
+        has_workers = has_workers or _pid_of(line) not in (None, master)
+    return not has_workers
+
+
+def _pid_of(line: str) -> int | None:
+    if (found := json_lines.parse(line)) is not None:
+        return found.get("pid")
+    head = OF_GUNICORN.match(line)
+    return int(head[1]) if head else None
+
+
+def _last_lines(record: Record) -> list[str]:
     try:
         with (record.folder / "pool.log").open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
+            return log.read().decode(errors="replace").splitlines()
     except OSError:
-        return ""
-    said = [_message_of(line) for line in lines]
-    said = [line.removeprefix(ERROR) for line in said if line]
-    return said[-1] if said else ""
+        return []
 
 
 def _message_of(line: str) -> str:

@@ -54,6 +54,11 @@ def read_pool_file(path: Path, environ: Mapping[str, str]) -> list[Wanted]:
     return found
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of a file's pools, whose settings are not looked at; ConfigError as above."""
+    return list(_sections(path, _load(path)))
+
+
 def read_one(path: Path, name: str, overlay: dict[str, str]) -> Wanted:
     """The pool of this name, with the environment that it was started with."""
     sections = _sections(path, _load(path))

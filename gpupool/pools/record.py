@@ -66,6 +66,20 @@ class Record:
         """Its part of the run directory."""
         return open_run_dir() / self.name
 
+    def is_engine(self, pid: int) -> bool:
+        """Whether a process is an engine of this very start of the pool, whose master may have
+        ended. In its session, whose number is nobody else's while one of its processes runs."""
+        try:
+            is_in_session = os.getsid(pid) == self.pid
+        except OSError:
+            return False
+        settings = f"GPUPOOL_CONFIG={self.folder / SETTINGS}"
+        return (
+            is_in_session
+            and procfs.environ_holds(pid, settings)
+            and procfs.environ_names(pid, "GPUPOOL_LEASE")
+        )
+
     def settings(self) -> Settings:
         """What its master has read."""
         values = yaml.safe_load((self.folder / SETTINGS).read_text())

@@ -52,7 +52,7 @@ def _row(name: str, worker: dict[str, Any], rates: Rates) -> tuple[str, ...]:
         inflight,
         "-" if rate is None else f"{rate:.0f}",
         _shown(worker["restarts"]),
-        progress_of(worker) or (worker["last_error"] and f"last error: {worker['last_error']}"),
+        progress_of(worker) or _last_error(worker),
     )
 
 
@@ -67,8 +67,24 @@ def progress_of(worker: dict[str, Any]) -> str:
         of = f" of about {worker['estimate_s']:.0f} s" if worker["estimate_s"] else " s"
         parts.append(f"{worker['for_s']:.0f}{of}")
     if worker["last_error"]:
-        parts.append(f"last error: {worker['last_error']}")
+        parts.append(_last_error(worker))
     return ", ".join(parts)
+
+
+def _last_error(worker: dict[str, Any]) -> str:
+    if not worker["last_error"]:
+        return ""
+    ago_s = worker.get("last_error_ago_s")
+    when = "" if ago_s is None else f" ({ago(ago_s)})"
+    return f"last error{when}: {worker['last_error']}"
+
+
+def ago(seconds: float) -> str:
+    """How long since, in one number."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def as_data(views: Iterable[View], rates: Rates | None = None) -> dict[str, Any]:

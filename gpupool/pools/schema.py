@@ -1,7 +1,11 @@
-"""The JSON schema of pool.yaml, made from the settings (a developer's tool and the editors')."""
+"""The JSON schema of pool.yaml, made from the settings (`gpupool schema`, and a developer's tool).
+
+pool.schema.json beside this file is what it makes, for whoever has the package alone.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from gpupool.pools.pool_file import KEYS
@@ -9,9 +13,12 @@ from gpupool.settings import Settings
 
 NAME = {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"}
 WORDS = {
-    "memory_plan": ["refuse", "warn", "off"],
+    "memory_plan": ["refuse", "warn", "off", False],
     "log_level": ["debug", "info", "warning", "error", "critical"],
+    "log_format": ["text", "json"],
+    "access_log": ["on", "off", True, False],
 }
+"""What may stand there; `on` and `off` without quotes are truth values to many readers of YAML."""
 
 
 def make_schema() -> dict[str, Any]:
@@ -30,6 +37,7 @@ def make_schema() -> dict[str, Any]:
     name = {"description": "name of the pool; default: the file's", "type": "string"} | NAME
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:gpupool:pool.yaml",
         "title": "pool.yaml of gpupool",
         "type": "object",
         "properties": {"name": name, "models": models} | common,
@@ -38,6 +46,11 @@ def make_schema() -> dict[str, Any]:
         "not": {"required": ["name", "models"]},
         "$defs": {"pool": pool},
     }
+
+
+def render_schema() -> str:
+    """The schema as it is kept and printed."""
+    return json.dumps(make_schema(), indent=2) + "\n"
 
 
 def _property(key: str, made: dict[str, Any]) -> dict[str, Any]:

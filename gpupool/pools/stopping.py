@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from gpupool import procfs
+from gpupool import procfs, remains
 from gpupool.notify import TEARDOWN_S
 from gpupool.pools.look import look
 from gpupool.pools.record import Process, Record, opened
@@ -31,9 +31,7 @@ def stop(record: Record, tell: Tell, timeout_s: float | None = None) -> bool:
     pool's own grace period and its engines' end, it is killed."""
     with opened(record) as process:
         if process is None:
-            tell(f"{record.name}: had ended already")
-            record.remove()
-            return True
+            return _forget(record, tell)
         grace_s = record.settings().graceful_timeout_s
         limit_s = grace_s + TEARDOWN_S if timeout_s is None else timeout_s
         in_flight = sum(worker["inflight"] or 0 for worker in look(record).workers)
@@ -49,11 +47,27 @@ def stop(record: Record, tell: Tell, timeout_s: float | None = None) -> bool:
             process.wait(GUARDIANS_S)
     left = _await_end(seen)
     if left:
-        tell(f"{record.name}: the kernel does not end {', '.join(map(procfs.describe, left))}")
-        return False
+        return _complain(record, left, tell)
     record.remove()
     tell(f"{record.name}: stopped")
     return True
+
+
+def _forget(record: Record, tell: Tell) -> bool:
+    """A pool that had ended; its engines too, where no guardian was left to end them."""
+    engines = [found for found in procfs.list_processes() if record.is_engine(found.pid)]
+    remains.kill(engines)
+    if left := _await_end({(engine.pid, engine.start_ticks) for engine in engines}):
+        return _complain(record, left, tell)
+    record.remove()
+    ended = f", and {len(engines)} process(es) of its engines are ended" if engines else ""
+    tell(f"{record.name}: had ended already{ended}")
+    return True
+
+
+def _complain(record: Record, left: list[int], tell: Tell) -> bool:
+    tell(f"{record.name}: the kernel does not end {', '.join(map(procfs.describe, left))}")
+    return False
 
 
 def members(record: Record) -> set[tuple[int, int]]:

@@ -332,3 +332,14 @@ def values_of(name: str) -> list[Any]:
         if str(error).startswith("one of "):
             return [flag.read(word) for word in str(error).removeprefix("one of ").split(", ")]
     return [flag.read("3" if name == "--log-verbosity" else "16")]
+
+
+def test_a_context_alone_is_one_requests_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level("INFO", logger="gpupool.engines.llama_cpp"),
+        loaded_engine(gguf_path(), "--ctx-size", "4096") as engine,
+    ):
+        assert (engine.model.slots, engine.model.context_tokens) == (1, 4096)
+    assert "llama.cpp has 1 slot(s) of 4096 tokens each" in caplog.messages

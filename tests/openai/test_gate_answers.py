@@ -125,7 +125,7 @@ def test_tokens_and_requests_are_counted(script: Script) -> None:
     gate = gate_around(script, totals=totals)
     ask(gate, CHAT, HELLO | {"stream": bool(script.events)})
     assert (totals.prompt_tokens, totals.generated_tokens) == (5, 7)
-    assert totals.requests() == {(CHAT, 200): 1}
+    assert totals.requests() == {(CHAT, 200, ""): 1}
 
 
 def test_refused_requests_are_counted_as_what_they_were_answered() -> None:
@@ -133,7 +133,7 @@ def test_refused_requests_are_counted_as_what_they_were_answered() -> None:
     gate = gate_around(Script(content=WHOLE), totals=totals)
     ask(gate, CHAT, {})
     ask(gate, "/v1/nowhere", {})
-    assert totals.requests() == {(CHAT, 400): 1, ("/v1/other", 404): 1}
+    assert totals.requests() == {(CHAT, 400, ""): 1, ("/v1/other", 404, ""): 1}
     assert totals.generated_tokens == 0
 
 

@@ -36,7 +36,13 @@ def engine_pool(
     arguments = {
         "vllm": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"],
         "transformers": ["--dtype", "float32", "--max-model-len", "2048"],
-        "llama_cpp": ["--ctx-size", "16384", *(LLAMA_CPP_EXACT if is_exact else ())],
+        "llama_cpp": [
+            "--ctx-size",
+            "16384",
+            "--parallel",
+            "8",
+            *(LLAMA_CPP_EXACT if is_exact else ()),
+        ],
     }
     gguf = demo_model.f32_gguf() if is_exact else demo_model.gguf_path()
     model = gguf if name == "llama_cpp" else demo_model.model_folder()

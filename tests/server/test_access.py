@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 from collections.abc import Iterator
@@ -109,11 +110,36 @@ def test_a_client_that_leaves_is_a_499(path: str, stream: bool, pool: Pool) -> N
     assert line["queue_s"] < line["total_s"]
 
 
+@pytest.mark.parametrize("path", ["/infer", "/v1/completions"])
+@pytest.mark.parametrize(
+    ("header", "status"), [("Origin: http://elsewhere", 403), ("Content-Length: 99999999", 413)]
+)
+def test_what_is_refused_before_the_application_has_its_id_and_route(
+    path: str, header: str, status: int, pool: Pool
+) -> None:
+    """Such answers had no X-Request-Id, and a line with id=- and route=unreadable."""
+    for given in (f"own-{status}{path}", ""):
+        with socket.create_connection(("127.0.0.1", pool.port), timeout=10) as client:
+            own = f"X-Request-Id: {given}\r\n" if given else ""
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{own}{header}\r\n\r\n".encode())
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert answer.status == status
+            found = answer.headers["X-Request-Id"]
+        assert found == given or (not given and len(found) == 32)
+        line = access(pool, found)
+        assert (line["route"], line["status"], line["client"]) == (path, status, "127.0.0.1")
+
+
+def _is_unreadable(line: dict[str, Any]) -> bool:
+    return line.get("route") == "unreadable" and line["client"] == "127.0.0.1"
+
+
 def test_what_is_no_http_is_a_line(pool: Pool) -> None:
     with socket.create_connection(("127.0.0.1", pool.port), timeout=10) as client:
         client.sendall(b"nonsense\r\n\r\n")
         assert b" 400 " in client.recv(4096)
-    wait_until(lambda: any(line.get("route") == "unreadable" for line in lines(pool)), 10, "it")
+    wait_until(lambda: any(map(_is_unreadable, lines(pool))), 10, "it")
 
 
 def test_probes_are_not_logged(pool: Pool) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import scrape
 from tests.pool import SCRIPTED, Pool, wait_until
 from tests.server.load import Load, Watch
 
@@ -190,6 +191,11 @@ def test_a_full_room_is_told_at_once_to_clients_that_try_again(narrow: Pool) -> 
             assert response.status == 429, body
             assert int(response.headers["Retry-After"]) >= 1
             assert body["error"]["code"] == "overloaded"
+            assert response.headers["X-Request-Id"]
+    told = scrape.total(
+        scrape.scrape(narrow), "gpupool_requests_total", status="429", reason="full"
+    )
+    assert told >= 20
     print(f"told within {statistics.median(seconds):.4f} s, at the most {max(seconds):.4f}")
     assert statistics.quantiles(seconds, n=10)[8] <= 0.05
 

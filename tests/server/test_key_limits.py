@@ -11,13 +11,16 @@ import os
 import signal
 import statistics
 import time
+import urllib.request
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.pool import SCRIPTED, Pool, wait_until
+from tests.scrape import parse, total
 
 pytestmark = pytest.mark.server
 
@@ -127,10 +130,24 @@ def refusal(pool: Pool, key: str) -> tuple[dict[str, Any], str | None]:
         return json.load(response)["error"], response.headers["Retry-After"]
 
 
+def line_of(pool: Pool, request_id: str) -> dict[str, str]:
+    """The access line of a request."""
+
+    def find() -> str:
+        return next((x for x in pool.log().splitlines() if f"id={request_id} " in x), "")
+
+    words = wait_until(find, 10, f"the line of {request_id}").split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
 def tokens_used(pool: Pool, key: str) -> int:
     """Of a key that has used its tokens up, as the refusal tells."""
     words = str(refusal(pool, key)[0]["message"]).split()
     return int(words[words.index("tokens") - 1])
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 def start(folder: Path, *flags: str) -> Pool:
@@ -223,6 +240,31 @@ def test_the_refusal_says_which_limit_and_when_to_come_again(pool: Pool, key: st
         "param": None,
         "code": "key_limit",
     }
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_refusal_is_found_in_the_log_and_told_apart_in_the_metrics(
+    pool: Pool, key: str, path: str
+) -> None:
+    def refused(reason: str) -> float:
+        raw = urllib.request.Request(f"{pool.url}/metrics", headers=bearer(OPERATOR))
+        with urllib.request.urlopen(raw, timeout=10) as answer:
+            samples = parse(answer.read().decode())
+        return total(samples, "gpupool_requests_total", route=path, status="429", reason=reason)
+
+    before = {reason: refused(reason) for reason in ("key_limit", "full")}
+    with clients(pool, key, LIMIT) as held, Client(pool, key) as other:
+        for client in held:
+            client.send()
+        await_inflight(pool, LIMIT)
+        response = other.send(num_tokens=1, path=path).answer()
+        assert response.status == 429
+        line = line_of(pool, response.headers["X-Request-Id"])
+    assert (line["route"], line["status"], line["client"]) == (path, "429", "127.0.0.1")
+    assert line["key"] == sha256(key.encode()).hexdigest()[:8]
+    assert refused("key_limit") == before["key_limit"] + 1
+    assert refused("full") == before["full"]
+    await_inflight(pool, 0)
 
 
 def test_probes_and_the_list_of_models_have_no_limit(pool: Pool, key: str) -> None:

@@ -197,8 +197,8 @@ def test_what_was_refused_before_the_application_is_counted(pool: Pool) -> None:
             client.sendall(raw)
             assert client.recv(12).startswith(b"HTTP/1.1 4")
     after = scrape(pool)
-    for status in ("400", "413"):
-        grown = _growth(before, after, "requests_total", route="unreadable", status=status)
+    for status, route in {"400": "unreadable", "413": "/infer"}.items():
+        grown = _growth(before, after, "requests_total", route=route, status=status)
         assert grown == 1
 
 

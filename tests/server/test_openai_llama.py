@@ -40,7 +40,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     own = ("--model_name", str(f32_gguf()), "--infer_type", "llama_cpp")
-    engine = ("--ctx-size", str(SLOTS * CONTEXT), *LLAMA_CPP_EXACT)
+    engine = ("--ctx-size", str(SLOTS * CONTEXT), "--parallel", str(SLOTS), *LLAMA_CPP_EXACT)
     template = ("--chat-template-file", str(Path(__file__).parents[1] / "chat_with_tools.jinja"))
     folder = tmp_path_factory.mktemp("llama")
     with Pool(folder, *own, "--served_model_name", NAME, "--", *engine, *template) as started:

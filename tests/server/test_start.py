@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpupool import __version__
 from tests.machine import fake_machine
 from tests.pool import ROOT, Pool, clean_environment, free_port, is_alive, wait_until
 
@@ -42,7 +43,7 @@ def refusal(*flags: str, env: dict[str, str] | None = None) -> str:
 
 
 def test_an_unknown_flag_is_named_with_the_nearest() -> None:
-    assert "'model_name'" in refusal("--modle_name", "x")
+    assert "(did you mean --model_name?)" in refusal("--modle_name", "x")
 
 
 def test_a_missing_value_is_named() -> None:
@@ -126,12 +127,15 @@ def test_help_is_printed_and_nothing_is_started() -> None:
     done = start("--help")
     assert done.returncode == 0
     assert "--model_name MODEL" in done.stdout
+    assert start("-h").stdout == done.stdout
+    assert start("--version").stdout == f"gpupool {__version__}\n"
 
 
 SPELLINGS = {
     "ours": ["--model_name", "M", "--infer_type", SCRIPTED],
     "hyphens": ["--model-name", "M", "--infer-type", SCRIPTED],
     "oldest": ["--hf-model-name", "M", "--infer-type", SCRIPTED, "--per-proc-gpus", "1"],
+    "short": ["--model", "M", "--infer_type", SCRIPTED],
     "equals": ["--model_name=M", f"--infer_type={SCRIPTED}"],
 }
 

@@ -76,7 +76,7 @@ class Gate:
         began = call.history.since or time.monotonic()
         headers = dict(scope["headers"])
         given_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = accept(given_id)
+        request_id = call.history.seen.request_id or accept(given_id)
         clock = call.clock = RequestClock(self._totals, began)
         answer = Answer(send, request_id, call, is_dead=self._behind.is_dead)
         origin = headers.get(b"origin", b"").decode("latin-1")
