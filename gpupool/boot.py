@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dispatcher import GPUDispatcher, Grant, Lease
 from gpupool import guardian
-from gpupool.errors import ConfigError, NotGranted
+from gpupool.errors import ConfigError, GpupoolError, NotGranted
 from gpupool.partition import Slice
 from gpupool.replica import Replica
 from gpupool.scoreboard import Row
@@ -97,7 +97,12 @@ class Boot:
                 return
             self._replica.load(lease.slice, self._settings)
         except BaseException as error:
-            log.exception("worker %d could not load its engine", self._slot)
+            told = "worker %d could not load its engine%s"
+            # Ours say all in their line, and may say it at every try.
+            if isinstance(error, GpupoolError) and error.__cause__ is None:
+                log.error(told, self._slot, f": {error}")
+            else:
+                log.exception(told, self._slot, "")
             self._fail(error)
 
     def _await_turn(self) -> bool:

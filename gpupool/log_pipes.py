@@ -5,7 +5,6 @@ stderr (master, and each worker from its fork on).
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -13,9 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import TextIO
 
 from gpupool.json_lines import JsonFormatter
+from gpupool.log_end import LogEnd
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +22,9 @@ RESTART_S = 5.0
 
 
 @cache
-def real_stderr() -> TextIO:
-    """What stderr was when it was first asked for. No program that is executed inherits it."""
-    fd = fcntl.fcntl(sys.stderr.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
-    return os.fdopen(fd, "w", buffering=1, errors="backslashreplace")
+def real_stderr() -> LogEnd:
+    """What stderr was when it was first asked for."""
+    return LogEnd(sys.stderr.fileno())
 
 
 class LogPipes:
@@ -67,8 +65,8 @@ class LogPipes:
             process = subprocess.Popen(
                 [sys.executable, "-m", "gpupool.log_relay", *words],
                 stdin=subprocess.DEVNULL,
-                stdout=real_stderr(),
-                stderr=real_stderr(),
+                stdout=real_stderr().fileno(),
+                stderr=real_stderr().fileno(),
                 pass_fds=ends,
                 process_group=0,
             )

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpupool import json_lines
+from gpupool.log_end import LogEnd
 
 MAX_LINE_BYTES = 1 << 20
 MAX_TRACE_LINES = 500
@@ -102,9 +103,9 @@ def _text_of(line: bytes) -> str:
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
 
 
-def relay(streams: dict[int, Stream], out: int) -> None:
-    """Until nobody can write any more. Lines that cannot be written are dropped: an engine must
-    not wait for a log that nobody takes."""
+def relay(streams: dict[int, Stream], out: LogEnd) -> None:
+    """Until nobody can write any more. Lines that nobody takes are dropped: an engine must not
+    wait for a log."""
     with selectors.DefaultSelector() as selector:
         for fd, stream in streams.items():
             selector.register(fd, selectors.EVENT_READ, stream)
@@ -118,17 +119,13 @@ def relay(streams: dict[int, Stream], out: int) -> None:
             # Also while others write on and on.
             for key in selector.get_map().values():
                 write(out, key.data.flush_old())
+            out.tell()
 
 
-def write(out: int, lines: Iterator[str]) -> None:
+def write(out: LogEnd, lines: Iterator[str]) -> None:
     """Each line at once, so that none is torn by another process's."""
     for line in lines:
-        left = line.encode(errors="replace") + b"\n"
-        try:
-            while left:
-                left = left[os.write(out, left) :]
-        except OSError:
-            continue
+        out.write(f"{line}\n")
 
 
 def main() -> None:
@@ -139,7 +136,7 @@ def main() -> None:
     for word in sys.argv[1:]:
         slot, _, fd = word.partition(":")
         streams[int(fd)] = Stream(None if slot == "-" else int(slot))
-    relay(streams, sys.stderr.fileno())
+    relay(streams, LogEnd(sys.stderr.fileno()))
 
 
 if __name__ == "__main__":

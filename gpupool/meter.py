@@ -10,11 +10,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gpupool import procfs
+from gpupool.gpus import Gpu
 from gpupool.partition import Slice
-from gpupool.vitals import UNKNOWN, Use, Vitals, total_bytes
+from gpupool.vitals import UNKNOWN, GpuUse, Use, Vitals, total_bytes
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,35 @@ class Meter:
             log.warning("what the slice uses is not known: %s", trouble)
         self._trouble = trouble
         return use
+
+
+class IdleMeter:
+    """The same for GPUs that no worker holds, whoever uses them; each worker has its own. `idle`
+    gives those of now. A thread of its own: one that failed may never answer."""
+
+    def __init__(self, idle: Callable[[], Sequence[Gpu]]) -> None:
+        self._idle = idle
+        self._found: dict[str, GpuUse] = {}
+        self._valid_until = 0.0
+
+    def start(self) -> None:
+        """Measure from now on, for as long as the process lives."""
+        threading.Thread(target=self._run, name="idle-meter", daemon=True).start()
+
+    def read(self, uuid: str) -> GpuUse | None:
+        """What was last measured, if that was lately."""
+        return self._found.get(uuid) if time.monotonic() < self._valid_until else None
+
+    def _run(self) -> None:
+        while True:
+            gpus = tuple(self._idle())
+            try:
+                uses = measure(Slice(0, gpus, ())).gpus if gpus else ()
+            except Exception:  # the driver does not answer: the worker's own measurement says so
+                uses = ()
+            self._found = {gpu.uuid: use for gpu, use in zip(gpus, uses, strict=False)}
+            self._valid_until = time.monotonic() + 3 * PERIOD_S
+            time.sleep(PERIOD_S)
 
 
 def measure(gpu_slice: Slice | None) -> Use:

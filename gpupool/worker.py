@@ -19,10 +19,11 @@ from dispatcher import GPUDispatcher
 from gpupool.boot import Boot
 from gpupool.engine_watch import EngineWatch, end_hung_engine
 from gpupool.errors import EngineDead
+from gpupool.gpus import Gpu
 from gpupool.greeting import greet
 from gpupool.log_pipes import LogPipes
 from gpupool.mailbox import Mailboxes
-from gpupool.meter import Meter
+from gpupool.meter import IdleMeter, Meter
 from gpupool.scoreboard import Scoreboard
 from gpupool.serving import ServingWorker
 from gpupool.settings import Settings
@@ -63,6 +64,7 @@ class PoolWorker(ServingWorker):
         """
         self.settings = settings
         self._dispatcher = dispatcher
+        self._idle_meter = IdleMeter(self._idle_gpus)
         try:
             if self._log_pipes is not None:
                 self._log_pipes.divert(self.slot)
@@ -99,6 +101,8 @@ class PoolWorker(ServingWorker):
         if self.alive:
             self.boot.start(self.replica, on_failed=self._leave)
         Meter(self.scoreboard.vitals, self.row_index, lambda: self.boot.leased).start()
+        if self._dispatcher.gpus:
+            self._idle_meter.start()
         super().run()
         if not self.exit_code:
             self.row.enter("draining")  # so the master knows that this end was asked for
@@ -110,10 +114,18 @@ class PoolWorker(ServingWorker):
             # free for the successor, and one with a thread that hangs never comes.
             os._exit(self.exit_code)
 
+    def _idle_gpus(self) -> list[Gpu]:
+        """Those of the pool that no worker holds, and those that it was kept from."""
+        held = {uuid for row in self.scoreboard for uuid in row.gpus}
+        every = (*self._dispatcher.gpus, *self._dispatcher.layout.faulty)
+        return [gpu for gpu in every if gpu.uuid not in held]
+
     def load_wsgi(self) -> None:
         """Import the application, which loads no engine."""
         super().load_wsgi()
-        self.app.extensions["gpupool.standings"] = partial(standings, self._dispatcher)
+        self.app.extensions["gpupool.standings"] = partial(
+            standings, self._dispatcher, self._idle_meter.read
+        )
         self.replica.on_change = lambda: self.method_queue.defer(self._publish)
 
     def handle_quit(self, sig: int, frame: Any) -> None:

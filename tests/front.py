@@ -51,7 +51,8 @@ class Front:
             text = text.replace(str(stock), str(port))
         for stock, port in zip((5902, 5903), gates, strict=False):
             text = text.replace(str(stock), str(port))
-        assert not re.search(r"\b(5002|5003|5902|5903|8080)\b", text)
+        text = text.replace("5901", str(free_port()))
+        assert not re.search(r"\b(5002|5003|5901|5902|5903|8080)\b", text)
         (folder / "gpupool.conf").write_text(text)
         shutil.copy(FOLDER / "gpupool_proxy.conf", folder)
         self._conf = folder / "nginx.conf"

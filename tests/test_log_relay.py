@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gpupool import json_lines
+from gpupool.log_end import LogEnd
 from gpupool.log_relay import MAX_LINE_BYTES, Stream, relay
 
 TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n    f()\n\n'
@@ -92,7 +93,7 @@ def test_bytes_that_are_no_text_and_lines_without_end_are_told() -> None:
 def _running() -> Iterator[tuple[int, int]]:
     """A relay's ends: to write into, and to read from."""
     (taken, write), (read, out) = os.pipe(), os.pipe()
-    thread = threading.Thread(target=relay, args=({taken: Stream(0)}, out))
+    thread = threading.Thread(target=relay, args=({taken: Stream(0)}, LogEnd(out)))
     thread.start()
     yield write, read
     for fd in (write, read):
@@ -156,7 +157,7 @@ def test_the_last_words_of_the_dead_are_not_its_successors_first(running: tuple[
 
 def test_a_busy_worker_does_not_hold_back_what_another_began() -> None:
     (taken, write), (busy, chatter), (read, out) = os.pipe(), os.pipe(), os.pipe()
-    thread = threading.Thread(target=relay, args=({taken: Stream(0), busy: Stream(1)}, out))
+    thread = threading.Thread(target=relay, args=({taken: Stream(0), busy: Stream(1)}, LogEnd(out)))
     thread.start()
     os.write(write, b"out of mem")
     until, found = time.monotonic() + 5, []
@@ -171,3 +172,30 @@ def test_a_busy_worker_does_not_hold_back_what_another_began() -> None:
     for fd in (taken, busy, out):
         os.close(fd)
     assert found[-1] == "out of mem"
+
+
+def test_a_reader_that_sleeps_holds_nobody_up_and_learns_what_it_missed() -> None:
+    """It is there, and takes nothing: of 5,000 lines a pipe holds a few hundred."""
+    number, text = 5000, b"y" * 150
+    command = [sys.executable, "-m", "gpupool.log_relay"]
+    (taken, write), (read, out) = os.pipe(), os.pipe()
+    with subprocess.Popen([*command, f"0:{taken}"], stderr=out, pass_fds=[taken]) as process:
+        for fd in (out, taken):
+            os.close(fd)
+        began = time.monotonic()
+        for _ in range(number):
+            os.write(write, text + b"\n")
+        assert time.monotonic() - began < 5
+        with open(read, "rb") as awake:
+            found = [json.loads(awake.readline())]
+            while not found[-1]["message"].startswith("lines dropped here"):
+                found.append(json.loads(awake.readline()))
+            os.write(write, b"last\n")
+            os.close(write)
+            found += map(json.loads, awake)
+        assert process.wait(10) == 0
+    dropped = [line["message"] for line in found if line["logger"] == "gpupool.log_end"]
+    num_dropped = sum(int(message.rpartition(" ")[2]) for message in dropped)
+    assert len(found) - len(dropped) + num_dropped == number + 1
+    assert num_dropped > number / 2
+    assert found[-1]["message"] == "last"

@@ -74,10 +74,16 @@ def _describe_gpus(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         "gpupool.standings", list[Any]
     )
     held_by = {uuid: worker["slot"] for worker in workers for uuid in worker["gpus"]}
-    return [_describe_gpu(one, held_by.get(one.uuid)) for one in standings()]
+    use_of = {
+        uuid: use
+        for worker in workers
+        for uuid, use in zip(worker["gpus"], worker["gpu_use"] or (), strict=False)
+    }
+    return [_describe_gpu(one, held_by.get(one.uuid), use_of.get(one.uuid)) for one in standings()]
 
 
-def _describe_gpu(gpu: Standing, slot: int | None) -> dict[str, Any]:
+def _describe_gpu(gpu: Standing, slot: int | None, use: dict[str, Any] | None) -> dict[str, Any]:
+    """`use` is what its worker measures of it."""
     state = "spare" if gpu.is_spare else "free"
     if gpu.fault or gpu.quarantine:
         state = "faulty" if gpu.fault else "quarantined"
@@ -90,6 +96,7 @@ def _describe_gpu(gpu: Standing, slot: int | None) -> dict[str, Any]:
         "state": state,
         "worker": slot,
         "reason": gpu.fault or gpu.quarantine,
+        "use": asdict(gpu.use) if slot is None and gpu.use is not None else use,
     }
 
 

@@ -20,6 +20,7 @@ PATIENCE_S = 10.0
 MAX_LIST_BYTES = 16 << 20
 NO_LIST = (404, 405, 501)
 """From a host that answers, and has no list of its models."""
+IS_THERE = (200, 401, 403)
 
 
 class HostUnreachable(GpupoolError):
@@ -27,11 +28,12 @@ class HostUnreachable(GpupoolError):
 
 
 def check_address(url: str, args: SaasArgs, model: str, key: str | None) -> str | None:
-    """Blocks for an answer of GET URL/models. ConfigError if the key is refused, HostUnreachable
-    if there is no answer; a model that is not in the list comes back as a warning, since hosts
-    serve more than they list."""
+    """Blocks for an answer of GET URL/models. ConfigError if the key is refused or the URL lacks
+    its /v1, HostUnreachable if there is no answer; a model that is not in the list comes back as a
+    warning, since hosts serve more than they list."""
+    headers = headers_of(key, args)
     try:
-        status, raw = asyncio.run(_ask(url, headers_of(key, args)))
+        status, raw = asyncio.run(_ask(url, headers))
     except TimeoutError:
         raise HostUnreachable(f"no answer from {url} within {PATIENCE_S:.0f} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, HostGarbled) as error:
@@ -41,10 +43,25 @@ def check_address(url: str, args: SaasArgs, model: str, key: str | None) -> str 
         asked = "refuses the pool's key" if key is not None else "wants a key"
         raise ConfigError(f"--saas.base_url {url} {asked} ({status}); {HOW_TO_GIVE_A_KEY}")
     if status in NO_LIST:
+        if status == 404:
+            _refuse_without_v1(url, headers)
         return None
     if status != 200:
         raise HostUnreachable(f"{url} answers {status} when it is asked for its models")
     return _missing(raw, url, model)
+
+
+def _refuse_without_v1(url: str, headers: dict[str, str]) -> None:
+    """An address without the list may be one without its last part: every request would fail."""
+    try:
+        status, _ = asyncio.run(_ask(f"{url}/v1", headers))
+    except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, HostGarbled):
+        return
+    if status in IS_THERE:
+        raise ConfigError(
+            f"--saas.base_url {url} has no list of models (404), and {url}/v1 has; did you mean "
+            f"{url}/v1?"
+        )
 
 
 async def _ask(url: str, headers: dict[str, str]) -> tuple[int, bytes]:

@@ -85,9 +85,12 @@ function addTurn(title, kind, text) {
   return turn;
 }
 
-// What comes of one request, and how fast.
+// What comes of one request, and how fast. It is shown once for each frame: the browser lays all of the
+// text out each time, and of a long answer there are more pieces than it has time for.
 class Answer {
   text = "";
+  #unseen = { text: "", thoughts: "" };
+  #frame = null;
   #turn;
   #began = performance.now();
   #first = null;
@@ -109,21 +112,28 @@ class Answer {
     this.#first ??= this.#last;
     this.#numPieces += 1;
     this.text += text;
-    this.#append(".text", text);
-    this.#append(".thoughts", thoughts);
+    this.#unseen.text += text;
+    this.#unseen.thoughts += thoughts;
+    this.#frame ??= requestAnimationFrame(() => this.#show());
   }
 
-  #append(selector, text) {
-    if (!text) return;
+  #show() {
+    this.#frame = null;
     const log = byId("log");
     const followed = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-    const element = this.#turn.querySelector(selector);
-    element.hidden = false;
-    element.append(text);
+    for (const [name, text] of Object.entries(this.#unseen)) {
+      if (!text) continue;
+      const element = this.#turn.querySelector(`.${name}`);
+      element.hidden = false;
+      element.append(text);
+      this.#unseen[name] = "";
+    }
     if (followed) log.scrollTop = log.scrollHeight;
   }
 
   end(how, error) {
+    cancelAnimationFrame(this.#frame);
+    this.#show();
     this.#turn.classList.remove("growing");
     showText(this.#turn.querySelector(".trouble"), how === "failed" ? error.message : "");
     showText(this.#turn.querySelector(".figures"), this.#figures(how === "stopped"));

@@ -18,6 +18,16 @@ export function bytes(value) {
   return gib >= 1 ? `${gib.toFixed(gib < 100 ? 1 : 0)} GiB` : `${(value / 2 ** 20).toFixed(0)} MiB`;
 }
 
+// What a GPU tells of itself, as parts of a line.
+export function use(gpu) {
+  return [
+    isKnown(gpu.used_bytes) && `${bytes(gpu.used_bytes)} of ${bytes(gpu.total_bytes)}`,
+    isKnown(gpu.utilization) && `${Math.round(100 * gpu.utilization)} % busy`,
+    isKnown(gpu.temperature_c) && `${Math.round(gpu.temperature_c)} °C`,
+    isKnown(gpu.power_w) && `${Math.round(gpu.power_w)} W`,
+  ].filter(Boolean);
+}
+
 export function duration(seconds) {
   if (!isKnown(seconds)) return UNKNOWN;
   if (seconds < 120) return `${Math.round(seconds)} s`;

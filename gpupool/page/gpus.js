@@ -1,6 +1,7 @@
 // GPUs that no worker has, or that no worker gets any more, and why.
 
 import { byId, fromTemplate, setText } from "./dom.js";
+import { use } from "./format.js";
 
 // Shows those of one answer of the pool. A quarantined one is here too while its worker still drains.
 export function showGpus(gpus) {
@@ -19,5 +20,5 @@ export function showGpus(gpus) {
 
 function describe(gpu) {
   const uuid = gpu.uuid.length > 16 ? `${gpu.uuid.slice(0, 12)}…` : gpu.uuid;
-  return [`GPU ${gpu.index} ${uuid}`, gpu.name, gpu.reason].filter(Boolean).join(" · ");
+  return [`GPU ${gpu.index} ${uuid}`, gpu.name, ...use(gpu.use ?? {}), gpu.reason].filter(Boolean).join(" · ");
 }

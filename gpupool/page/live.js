@@ -1,4 +1,5 @@
 // Looks at the pool once a second while somebody looks at the page, and says when nobody answers.
+// Where a proxy keeps the pool's state to itself, it says that, and that there is an answer.
 
 import { askJson, Refused } from "./api.js";
 import { byId, setText, showText } from "./dom.js";
@@ -10,6 +11,7 @@ import { showWorkers } from "./workers.js";
 
 const EVERY_MS = 1000;
 const AT_MOST_MS = 10000;
+const HIDDEN = [403, 404, 405, 410];
 
 const speeds = new Map();
 let plots = null;
@@ -19,14 +21,15 @@ let isBarred = false; // the pool wants a key, and nobody gave one
 let failures = 0;
 let lastAnswer = null;
 
-// `onPool` is called with each answer of /pool.
-export function startLive(onPool) {
+// `onPool` is called with each answer of /pool; `onUntold` where there is none to be had, and it
+// throws if nobody answers at all.
+export function startLive(onPool, onUntold) {
   plots = { speed: new Plot(byId("plot-speed")), inflight: new Plot(byId("plot-inflight")) };
   const look = async () => {
     clearTimeout(timer);
     if (isAsking || document.hidden || isBarred) return;
     isAsking = true;
-    const delay = await lookOnce(onPool);
+    const delay = await lookOnce(onPool, onUntold);
     isAsking = false;
     if (delay !== null) timer = setTimeout(look, delay);
   };
@@ -41,10 +44,11 @@ export function startLive(onPool) {
 }
 
 // How long to wait before the next look; null: until a key is given.
-async function lookOnce(onPool) {
+async function lookOnce(onPool, onUntold) {
   let pool;
   try {
-    pool = await askJson("pool");
+    pool = await askPool();
+    if (!pool) await onUntold();
   } catch (error) {
     if (error instanceof Refused && error.status === 401) {
       isBarred = true;
@@ -58,9 +62,28 @@ async function lookOnce(onPool) {
   failures = 0;
   lastAnswer = new Date();
   showBanner("");
+  document.body.classList.toggle("untold", !pool);
+  byId("untold").hidden = Boolean(pool);
+  if (!pool) {
+    byId("pool-state").dataset.state = "unknown";
+    setText(byId("pool-state"), "answers");
+    return AT_MOST_MS;
+  }
   showPool(pool);
   onPool(pool);
   return EVERY_MS;
+}
+
+// Null where somebody else answers for it: one who has no such path, gives it to nobody, or has
+// another page there.
+async function askPool() {
+  try {
+    const pool = await askJson("pool");
+    return Array.isArray(pool?.workers) ? pool : null;
+  } catch (error) {
+    if (error instanceof SyntaxError || HIDDEN.includes(error.status)) return null;
+    throw error;
+  }
 }
 
 function showBanner(text, needsKey = false) {

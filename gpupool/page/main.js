@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 import { forgetKey, key } from "./key.js";
 import { startChat } from "./chat.js";
 import { startLive } from "./live.js";
-import { showModels } from "./models.js";
+import { showModels, showModelsAlone } from "./models.js";
 import { showSnippets } from "./snippets.js";
 
 byId("forget-key").hidden = !key();
@@ -13,4 +13,7 @@ byId("model").addEventListener("change", showSnippets);
 
 showSnippets();
 startChat();
-startLive((pool) => showModels(pool, showSnippets));
+startLive(
+  (pool) => showModels(pool, showSnippets),
+  () => showModelsAlone(showSnippets),
+);

@@ -30,6 +30,18 @@ export async function showModels(pool, onModel) {
   }
 }
 
+// The same where nobody tells of the pool: the first name stands for the model.
+export async function showModelsAlone(onModel) {
+  const names = (await askJson("v1/models")).data.map((model) => model.id);
+  if (!names.length) return;
+  setText(byId("served-model"), names[0]);
+  document.title = `${names[0]} · gpupool`;
+  fill(names);
+  offer(await askJson("").then((index) => index.routes ?? {}).catch(() => ({})));
+  onModel();
+  known = null;
+}
+
 function fill(names) {
   const select = byId("model");
   const chosen = select.value;

@@ -6,7 +6,8 @@ const NUMBERS = ["max_tokens", "temperature", "top_p", "seed"];
 
 // The fields of a request; throws an Error for what is no number.
 export function readParameters() {
-  const found = { model: byId("model").value };
+  const model = byId("model").value; // a pool takes its own where none is named; there is none named ""
+  const found = model ? { model } : {};
   for (const name of NUMBERS) {
     const text = byId(name).value.trim();
     if (!text) continue;

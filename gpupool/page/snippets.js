@@ -4,7 +4,8 @@ import { ROOT, wants } from "./api.js";
 import { byId, fromTemplate, setText } from "./dom.js";
 import { key } from "./key.js";
 
-const PROMPT = "What is the capital of France?";
+const PROMPT = "Name three fruits.";
+const LIKELY = { max_tokens: 64, temperature: 0.2 }; // the page asks so, too
 const figures = new Map();
 
 // Called when the model, its kinds of request or the need for a key may have changed.
@@ -46,9 +47,9 @@ async function copy(element) {
 
 function write(model, hasKey, isChat) {
   const ask = isChat ? { messages: [{ role: "user", content: PROMPT }] } : { prompt: PROMPT };
-  const body = JSON.stringify({ model, ...ask, max_tokens: 64 });
+  const body = JSON.stringify({ model, ...ask, ...LIKELY });
   const path = isChat ? "v1/chat/completions" : "v1/completions";
-  const infer = JSON.stringify({ instances: [PROMPT], params: { max_tokens: 64 } });
+  const infer = JSON.stringify({ instances: [PROMPT], params: LIKELY });
   const curl = (where, json) =>
     `curl -s ${shell(ROOT + where)} \\\n  -H 'Content-Type: application/json' \\\n` +
     (hasKey ? "  -H 'Authorization: Bearer YOUR_KEY' \\\n" : "") +
@@ -67,6 +68,7 @@ function openai(model, hasKey, isChat) {
     model=${python(model)},
     messages=[{"role": "user", "content": ${python(PROMPT)}}],
     max_tokens=64,
+    temperature=0.2,
     stream=True,
 )
 for event in stream:
@@ -75,6 +77,7 @@ for event in stream:
     model=${python(model)},
     prompt=${python(PROMPT)},
     max_tokens=64,
+    temperature=0.2,
     stream=True,
 )
 for event in stream:
@@ -93,7 +96,7 @@ function requests(hasKey) {
 
 answer = requests.post(
     ${python(`${ROOT}infer`)},${hasKey ? '\n    headers={"Authorization": "Bearer YOUR_KEY"},' : ""}
-    json={"instances": [${python(PROMPT)}], "params": {"max_tokens": 64}},
+    json={"instances": [${python(PROMPT)}], "params": ${JSON.stringify(LIKELY)}},
 )
 answer.raise_for_status()
 print(answer.json()[0])`;

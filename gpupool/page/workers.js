@@ -1,7 +1,7 @@
 // A card for each worker: what it is at, what it does, what it holds.
 
 import { fromTemplate, byId, setText, showText } from "./dom.js";
-import { bytes, count, duration, plural, speed } from "./format.js";
+import { bytes, count, duration, plural, speed, use } from "./format.js";
 import { Plot } from "./plot.js";
 
 const cards = new Map();
@@ -89,17 +89,8 @@ function sum(gpus, name) {
   return gpus.reduce((total, gpu) => total + gpu[name], 0);
 }
 
-function describeGpu(uuid, use) {
-  const known = (value) => value !== null && value !== undefined;
-  return [
-    uuid.length > 16 ? `${uuid.slice(0, 12)}…` : uuid,
-    known(use.used_bytes) && `${bytes(use.used_bytes)} of ${bytes(use.total_bytes)}`,
-    known(use.utilization) && `${Math.round(100 * use.utilization)} % busy`,
-    known(use.temperature_c) && `${Math.round(use.temperature_c)} °C`,
-    known(use.power_w) && `${Math.round(use.power_w)} W`,
-  ]
-    .filter(Boolean)
-    .join(" · ");
+function describeGpu(uuid, gpu) {
+  return [uuid.length > 16 ? `${uuid.slice(0, 12)}…` : uuid, ...use(gpu)].join(" · ");
 }
 
 function facts(worker) {

@@ -100,7 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note({})
-        if self._key() != self.server.host.key:
+        if self.path != "/v1/models":
+            self._send(404, {"error": {"message": "no such path"}})
+        elif self._key() != self.server.host.key:
             self._send(401, {"error": {"message": f"bad key {self._key()}", "code": "invalid"}})
         else:
             status = self.server.host.models_status

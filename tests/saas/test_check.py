@@ -57,3 +57,19 @@ def test_who_answers_nothing_is_no_refusal(caplog: pytest.LogCaptureFixture) -> 
     settings = Settings(model_name="m", engine_args=("--saas.base_url", url))
     SaasEngine.check(settings, 1)
     assert f"no answer from {url}" in caplog.text
+
+
+@pytest.mark.parametrize("key", [KEY, "sk-wrong-0123456789", None])
+def test_an_address_without_its_v1_is_refused_with_the_right_one(key: str | None) -> None:
+    """Whose every request would be a 404, though the pool says that it is ready."""
+    with Host() as host:
+        short = host.url.removesuffix("/v1")
+        with pytest.raises(ConfigError, match=f"did you mean {host.url}\\?") as refused:
+            check_address(short, ARGS, MODEL, key)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_address_that_has_neither_list_is_well() -> None:
+    with Host() as host:
+        assert check_address(f"{host.url}/other", ARGS, MODEL, KEY) is None
+        assert [asked.path for asked in host.asked] == ["/v1/other/models", "/v1/other/v1/models"]

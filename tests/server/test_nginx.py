@@ -160,8 +160,10 @@ def test_one_id_is_in_the_answer_and_in_both_logs(site: Site, example: str) -> N
     given = id_of_answer(front.client, **{"X-Request-Id": f"mine-{example}"})
     made = id_of_answer(front.client)
     assert given == f"mine-{example}"
+    unfit = id_of_answer(front.client, **{"X-Request-Id": f"two words of {example}"})
     assert re.fullmatch("[0-9a-f]{32}", made)
-    for one in (given, made):
+    assert re.fullmatch("[0-9a-f]{32}", unfit)
+    for one in (given, made, unfit):
         wait_until(lambda one=one: f" id={one} " in front.log_path.read_text(), 5, "nginx's line")
         wait_until(lambda one=one: f" id={one} " in logs_of(site), 5, "the pool's line")
 
@@ -178,6 +180,14 @@ def test_the_pool_with_less_to_do_is_asked(site: Site) -> None:
             found = list(map(max, found, map(num_inflight, site.pools)))
             time.sleep(0.02)
     assert found == [4, 4]
+
+
+def test_headers_that_a_pool_refuses_are_its_400(client: Pool) -> None:
+    """And no fault of nginx, which asks whether the pool is ready without them."""
+    status, answer = client.get(
+        "/readyz", **{"X-Forwarded-Proto": "https", "X-Forwarded-Ssl": "no"}
+    )
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
 
 
 @pytest.mark.parametrize("path", ["/pool", "/metrics"])
@@ -213,7 +223,8 @@ def answered(client: Pool, **params: Any) -> tuple[int, Any]:
 def test_a_refused_request_is_told_and_sent_nowhere_else(tmp_path: Path) -> None:
     """A pool that is full has its queue behind it: its 429 is the client's to heed."""
     with ExitStack() as stack:
-        limit = ("--api_key", "key", "--key_concurrency", "1", "--", "--token-s", "0.02")
+        limit = ("--api_key", "key", "--key_concurrency", "1", "--max_body_bytes", "4096")
+        limit += ("--", "--token-s", "0.02")
         pools = [start(stack, tmp_path, *limit) for _ in range(2)]
         key = {"Authorization": "Bearer key"}
         for pool in pools:
@@ -233,6 +244,9 @@ def test_a_refused_request_is_told_and_sent_nowhere_else(tmp_path: Path) -> None
             assert (response.status, error["code"]) == (429, "key_limit")
             assert int(response.headers["Retry-After"]) >= 1
         assert [pool.log().count("status=429") for pool in pools].count(0) == 1
+        own, passed = (at.post("/infer", b" " * 5000, **key) for at in (pools[0], front.client))
+        assert own[0] == 413
+        assert passed == own  # in the pool's own words
         for pool in pools:
             kill(pool)
         assert [one.result()[0] for one in running] == [502, 502]

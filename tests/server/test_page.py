@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, expect
+from playwright.sync_api import Browser, Error, Page, Route, expect
 
 from gpupool.page import FILES, PATHS, PREFIX
 from tests import demo_model
 from tests.browser import browser, tab
+from tests.front import Front
 from tests.machine import fake_machine, uuid_of
-from tests.pool import SCRIPTED, VENV_BIN, Pool, wait_until
+from tests.pool import SCRIPTED, VENV_BIN, Pool, free_port, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -108,6 +110,19 @@ def test_an_answer_streams_and_a_completion_is_one_question_alone(page: Page) ->
     expect(page.locator(LAST_FIGURES)).to_contain_text("cut off at max tokens")
 
 
+def test_a_long_answer_in_many_pieces_does_not_hold_the_page_up(page: Page) -> None:
+    """Of 300 kB: laid out for each of the pieces, it would take minutes."""
+    number = 10_000
+    pieces = (f"line {i} {'x' * 20}\n" for i in range(number))
+    events = [json.dumps({"choices": [{"delta": {"content": piece}}]}) for piece in pieces]
+    body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+    kind = {"Content-Type": "text/event-stream"}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, headers=kind))
+    send(page, "all of it")
+    expect(page.locator(LAST_FIGURES)).to_contain_text("about 10,000 tokens")
+    assert page.locator(LAST_TEXT).inner_text().count("\n") >= number - 1
+
+
 def test_stop_ends_the_work_in_the_engine(page: Page, pool: Pool) -> None:
     send(page, "abc", max_tokens=800)
     wait_until(lambda: running(pool) == 1, 5, "a running generation")
@@ -189,20 +204,78 @@ def test_loading_absence_and_return_of_the_pool_are_shown(
     chromium: Browser, tmp_path: Path
 ) -> None:
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    pool = Pool(tmp_path, *SCRIPTED, "--", "--load-s", "2", env=env)
+    permit = tmp_path / "permit"
+    loads = ("--model_name", "M", "--infer_type", "tests.engines.loads_on_permit:LoadsOnPermit")
+    pool = Pool(tmp_path, *loads, "--", str(permit), env=env)
     with pool:
         wait_until(lambda: "pid" in str(_try(pool)), 20, "a worker that answers")
         with tab(chromium, pool.url, expects="net::ERR_") as page:
             expect(card(page, 0).locator(".phase")).to_contain_text("counting sheep, 50 %")
             expect(card(page, 0).locator("progress")).to_be_visible()
+            permit.touch()
             expect(card(page, 0).locator(".state")).to_have_text("ready")
             expect(card(page, 0).locator("progress")).to_be_hidden()
             expect(page.locator("input[value=chat]")).to_be_disabled()  # the engine has no chats
             pool.stop()
             expect(page.locator("#banner")).to_contain_text("No answer since")
+            permit.unlink()
             with pool:
-                expect(card(page, 0).locator(".phase")).to_contain_text("of about 2 s")
+                expect(card(page, 0).locator(".phase")).to_contain_text(
+                    " of about ", timeout=30_000
+                )
                 expect(page.locator("#banner")).to_be_hidden()
+
+
+def test_behind_a_proxy_that_hides_the_pool_one_can_chat_and_is_told_what_is_not(
+    chromium: Browser, pool: Pool, tmp_path: Path
+) -> None:
+    with (
+        Front(tmp_path, "several-pools.conf", pool.port, free_port()) as front,
+        tab(
+            chromium, front.client.url, expects="the server responded with a status of 404"
+        ) as page,
+    ):
+        with page.expect_request("**/v1/chat/completions") as asked:
+            send(page, "x|asked before the model was known")
+        assert asked.value.post_data_json.get("model", "M") == "M"
+        expect(page.locator(LAST_FIGURES)).to_contain_text("tokens")
+        expect(page.locator("#untold")).to_contain_text("The pool's state is not told here")
+        expect(page.locator("#banner")).to_be_hidden()
+        expect(page.locator("#pool-state")).to_have_text("answers")
+        expect(page.locator("#served-model")).to_have_text("M")
+        expect(page.locator("#workers, .totals").first).to_be_hidden()
+        send(know(page), "x|through nginx")
+        expect(page.locator(LAST_TEXT)).to_have_text(re.compile("through nginx"))
+        expect(page.locator("#snippets")).to_contain_text('"model":"M"')
+
+
+def test_what_stands_in_the_place_of_the_pool_is_not_taken_for_it(
+    chromium: Browser, pool: Pool
+) -> None:
+    """Such as a proxy's login page, or nothing of ours; and no model has no name."""
+    with tab(chromium, pool.url, expects="the server responded with") as page:
+        page.route("**/pool", lambda route: route.fulfill(body="<html>log in</html>"))
+        page.route("**/v1/models", lambda route: route.fulfill(json={"data": []}))
+        page.reload()
+        expect(page.locator("#untold")).to_be_visible()
+        with page.expect_request("**/v1/chat/completions") as asked:
+            send(page, "x|hello")
+        assert "model" not in asked.value.post_data_json
+        expect(page.locator(LAST_TEXT)).to_have_text("hello")
+
+
+def test_the_first_question_has_a_likely_answer_and_says_how_it_is_asked(page: Page) -> None:
+    expect(page.locator("#temperature")).to_have_value("0.2")
+    with page.expect_request("**/v1/chat/completions") as asked:
+        send(page, "x|y")
+    assert asked.value.post_data_json["temperature"] == 0.2
+    expect(page.locator(LAST_FIGURES)).to_contain_text("tokens")
+    with page.expect_request("**/v1/chat/completions") as asked:
+        send(page, "x|y", temperature="")
+    assert "temperature" not in asked.value.post_data_json
+    for snippet in page.locator(".snippet pre").all_inner_texts():
+        assert "Name three fruits." in snippet
+        assert re.search(r"temperature\W+0\.2", snippet)
 
 
 def _try(pool: Pool) -> Any:
@@ -266,7 +339,7 @@ def test_gpus_are_shown_with_what_they_do(chromium: Browser, tmp_path: Path) -> 
 
 def test_gpus_without_a_worker_are_shown_with_the_reason(chromium: Browser, tmp_path: Path) -> None:
     with fake_machine(tmp_path, gpus=4) as machine:
-        machine.set_gpu(3, ecc=3, name="<b>GPU</b>")
+        machine.set_gpu(3, ecc=3, name="<b>GPU</b>", used=5 << 30, utilization=40)
         flags = (*SCRIPTED, "--per_proc_gpus", "1", "--workers", "2")
         with Pool(tmp_path, *flags, env=machine.env()) as pool:
             pool.wait_ready(workers=2)
@@ -275,14 +348,18 @@ def test_gpus_without_a_worker_are_shown_with_the_reason(chromium: Browser, tmp_
                 idle = page.locator("#idle-gpus li")
                 expect(idle).to_have_count(2)
                 expect(idle.nth(0)).to_contain_text(f"spare GPU 2 {uuid_of(2)[:12]}…")
+                expect(idle.nth(0)).to_have_text(re.compile("· 0 MiB of 141 GiB$"))
                 expect(idle.nth(1)).to_contain_text("faulty GPU 3")
-                expect(idle.nth(1)).to_contain_text("<b>GPU</b> · ECC")
+                expect(idle.nth(1)).to_contain_text(
+                    "<b>GPU</b> · 5.0 GiB of 141 GiB · 40 % busy · ECC"
+                )
                 machine.xid(0, 79)
                 expect(idle.nth(0)).to_contain_text("quarantined GPU 0")
                 expect(idle.nth(0)).to_contain_text("Xid 79 (fell off the bus)")
                 expect(card(page, 0).locator(".gpus li")).to_contain_text(uuid_of(2)[:12])
                 expect(idle).to_have_count(2)
             told = pool.get("/pool")[1]["gpus"]
+            assert all(gpu["use"]["total_bytes"] == 141 << 30 for gpu in told[1:])
             states = ["quarantined", "leased", "leased", "faulty"]
             assert [gpu["state"] for gpu in told] == states
             assert [gpu["worker"] for gpu in told] == [None, 1, 0, None]
@@ -339,7 +416,7 @@ def test_the_snippets_run_as_they_are_copied(chromium: Browser, pool: Pool) -> N
                 [*program, text], check=False, capture_output=True, text=True, timeout=30
             )
             assert done.returncode == 0, (title, done.stderr)
-            assert "What is the" in done.stdout or "/infer" not in title, (title, done.stdout)
+            assert "Name three" in done.stdout or "/infer" not in title, (title, done.stdout)
             assert len(done.stdout) > 60, (title, done.stdout)
 
 
@@ -398,14 +475,23 @@ def test_it_can_be_read_in_the_light_and_in_the_dark(
 
 
 def test_a_phone_need_not_scroll_sideways(chromium: Browser, pool: Pool) -> None:
-    viewport = {"width": 360, "height": 740}
+    """Whatever the words: phases and errors have long ones."""
+
+    def lengthen(route: Route) -> None:
+        told = pool.get("/pool")[1]
+        told["workers"][0] |= {"state": "loading", "phase": "p" * 90, "last_error": "e" * 90}
+        route.fulfill(json=told)
+
+    viewport = {"width": 320, "height": 640}
     with tab(chromium, pool.url, viewport=viewport, has_touch=True) as page:
+        page.route("**/pool", lengthen)
+        expect(card(page, 0).locator(".phase")).to_contain_text("ppp")
         send(know(page), "w" * 90 + "|" + "long" * 40, max_tokens=200)
         expect(page.locator(LAST_FIGURES)).to_be_visible()
         page.locator("summary").click()
         width = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
-        assert page.evaluate(width) <= 360
-        cut = "[...document.querySelectorAll('main *')].filter((e) => e.scrollWidth > 362).length"
+        assert page.evaluate(width) <= 320
+        cut = "[...document.querySelectorAll('main *')].filter((e) => e.scrollWidth > 322).length"
         assert page.evaluate(cut) == 0
 
 

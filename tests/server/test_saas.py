@@ -416,6 +416,8 @@ def test_a_pool_waits_for_a_host_that_is_not_there_yet(tmp_path: Path) -> None:
             pool.wait_ready(deadline_s=20)
             assert pool.infer("a") == [TEXT]
             assert pool.stop() == 0
+            assert f"could not load its engine: {host.url} answers 503" in pool.log()
+            assert "Traceback" not in pool.log()
 
 
 def test_a_worker_that_is_killed_comes_back_and_loses_no_item(pool: Pool, host: Host) -> None:
