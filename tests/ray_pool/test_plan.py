@@ -132,9 +132,7 @@ def test_without_gpus_the_most_are_the_cores() -> None:
 
 
 def test_more_at_least_than_there_is_room_for_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"--min_replicas \(GPUPOOL_MIN_REPLICAS\) is 6, but"
-    ):
+    with pytest.raises(ConfigError, match=r"--min_replicas \(GPUPOOL_MIN_REPLICAS\) is 6, but"):
         plan([{"GPU": 4.0}], 1, Wanted(AUTO_REPLICAS, least=6))
 
 
