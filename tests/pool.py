@@ -77,11 +77,12 @@ class Pool:
         limit_files: int | None = None,
         listener: socket.socket | None = None,
         command: tuple[str, ...] = ("bash", str(ROOT / "start_gunicorn.sh")),
+        port: int | None = None,
     ) -> None:
         self._command = command
         self._limit = [] if limit_files is None else ["prlimit", f"--nofile={limit_files}"]
         self._passed = listener
-        self.port = listener.getsockname()[1] if listener else free_port()
+        self.port = listener.getsockname()[1] if listener else port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = tmp_path / f"pool-{self.port}.log"
         self._flags = [*flags[: _before_engine(flags)], "--port", str(self.port)]

@@ -83,20 +83,19 @@ class Launcher:
         )
         _start_serve(self._settings)
         _deploy(self._settings, found, None)
-        if self._await_first():
-            slots = _slots()
+        if (slots := self._await_slots()) is not None:
             _deploy(self._settings, found, slots)
             log.info("each replica has %d slot(s)", slots)
             greet(self._settings)
         while not self._told.wait(POLL_S):
             self._look()
 
-    def _await_first(self) -> bool:
-        """Until a replica is ready; False if the pool is told to end before."""
+    def _await_slots(self) -> int | None:
+        """Until a ready replica tells how many it has; None if the pool is told to end before."""
         while not self._told.wait(POLL_S):
-            if self._look():
-                return True
-        return False
+            if self._look() and (told := _slots()):
+                return min(told)
+        return None
 
     def _look(self) -> int:
         """How many replicas are ready; GpupoolError once there can never be one."""
@@ -163,13 +162,18 @@ def _deploy(settings: Settings, found: Plan, slots: int | None) -> None:
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def _slots() -> int:
-    """Of the engine of any replica, as told past Serve's queue."""
+def _slots() -> list[int]:
+    """Of the engines that tell it, past Serve's queue; one may just have died."""
     from ray import serve
 
     handle = serve.get_deployment_handle(DEPLOYMENT, app_name=APP)
-    told = handle.broadcast("slots").results(timeout_s=SLOTS_TIMEOUT_S)
-    return int(min(told))
+    asked = handle.broadcast("slots")
+    try:
+        told = asked.results(timeout_s=SLOTS_TIMEOUT_S, return_exceptions=True)
+    except Exception as error:  # no common base: no replica any more, one that does not answer
+        log.info("no replica tells its slots: %s", type(error).__name__)
+        return []
+    return [found for found in told if isinstance(found, int)]
 
 
 def _reason(there: Any) -> str:

@@ -17,6 +17,7 @@ from tests.pool import Pool
 CLONE_NEWNET = 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
 START_S = 90.0
+PORT = 5002
 
 
 def require_ray() -> None:
@@ -51,9 +52,10 @@ def environment() -> dict[str, str]:
 
 
 def ray_pool(tmp_path: Path, *flags: str, env: dict[str, str] | None = None) -> Pool:
-    """To be entered within `own_network`."""
+    """To be entered within `own_network`. Ray takes any of the ports that are free, this not."""
     require_ray()
-    return Pool(tmp_path, "--launcher", "ray", *flags, env=environment() | (env or {}))
+    more = environment() | (env or {})
+    return Pool(tmp_path, "--launcher", "ray", *flags, env=more, port=PORT)
 
 
 def replica_pids(pool: Pool, **headers: str) -> list[int]:

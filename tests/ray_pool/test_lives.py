@@ -49,8 +49,8 @@ def test_a_killed_replica_costs_nobody_an_answer_and_comes_back(tmp_path: Path) 
     with ray_pool(tmp_path, *flags) as pool, ThreadPoolExecutor(16) as threads:
         pool.wait_ready(2, deadline_s=START_S)
         pids = replica_pids(pool)
-        answers = [threads.submit(pool.infer, "ab", max_tokens=100) for _ in range(12)]
-        streams = [threads.submit(stream, pool, max_tokens=100) for _ in range(4)]
+        answers = [threads.submit(pool.infer, "ab", max_tokens=100) for _ in range(8)]
+        streams = [threads.submit(stream, pool, max_tokens=100) for _ in range(8)]
         wait_until(
             lambda: sum(worker["inflight"] for worker in pool.workers()) == 16, 10, "16 requests"
         )
@@ -59,7 +59,7 @@ def test_a_killed_replica_costs_nobody_an_answer_and_comes_back(tmp_path: Path) 
         assert all(answer.result() == ["ab" * 50] for answer in answers)
         ends = [found.result()[-1] for found in streams]
         cut = [end for end in ends if end != "data: [DONE]"]
-        assert 0 < len(cut) < 4
+        assert 0 < len(cut) < 8
         assert all("died" in json.loads(end[6:])["error"]["message"] for end in cut)
         wait_until(lambda: len(replica_pids(pool)) == 2, 30, "the next replica")
         assert time.monotonic() - began < 15
