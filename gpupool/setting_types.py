@@ -50,6 +50,12 @@ def _auto_is_nobodys_number(value: Any) -> Any:
     return value
 
 
+def _whole_gpus(value: Any) -> Any:
+    if re.fullmatch(r"0*\.[0-9]*[1-9][0-9]*", str(value).strip()):
+        raise ValueError("a lease is of whole GPUs, so no two replicas share one; use 1 or more")
+    return _auto_is_nobodys_number(value)
+
+
 def _known_source(value: str) -> str:
     if value not in MODEL_SOURCES:
         raise ValueError(f"{value!r} is neither huggingface nor modelscope")
@@ -119,8 +125,8 @@ def _names(value: Any) -> Any:
 
 
 EngineName = Annotated[str, AfterValidator(_known_engine)]
-GpuCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_is_nobodys_number)]
-ReplicaCount = GpuCount
+GpuCount = Annotated[int, Field(ge=0), BeforeValidator(_whole_gpus)]
+ReplicaCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_is_nobodys_number)]
 GpuList = Annotated[str, AfterValidator(str.strip)]
 ModelSource = Annotated[str, AfterValidator(_known_source)]
 MemoryPlan = Annotated[str, BeforeValidator(_switch_as_word), AfterValidator(_known_plan)]

@@ -28,6 +28,9 @@ OF_A_POOL = (
     "launcher",
     "ray_address",
     "num_replicas",
+    "min_replicas",
+    "max_replicas",
+    "downscale_delay_s",
 )
 """What a single instance decides itself."""
 

@@ -49,7 +49,12 @@ make_venv() {
     "$python" -m venv "$venv"
 }
 
-pip_install() { "$venv/bin/python" -m pip install -qq --no-input --no-deps "$@"; }
+pip_install() {
+    local compiling=()
+    # Python compiles what the tests import; all of it takes a minute longer.
+    [[ $profile == light ]] || compiling=(--no-compile)
+    "$venv/bin/python" -m pip install -qq --no-input --no-deps ${compiling[@]+"${compiling[@]}"} "$@"
+}
 
 install_torch() {
     say "torch, CPU build"

@@ -11,6 +11,8 @@ SHARERS = ("test_infer", "test_logprobs", "test_openai", "test_openai_vllm", "te
 """Files whose tests use `shared_pool`: they are cut by engine."""
 ENGINE_SHARERS = ("test_transformers", "test_transformers_beside", "test_transformers_guides")
 """Files whose tests use `transformers_client`."""
+LONG = ("test_vllm", "test_openai_llama", "test_llama_cpp", "test_transformers_life")
+"""Files with a model of their own that take half a minute and more."""
 ENGINE = re.compile(r"[\[-](vllm|transformers|llama_cpp)\b")
 
 
@@ -27,8 +29,14 @@ def scope_of(nodeid: str) -> str:
 
 
 def order(items: list[pytest.Item]) -> None:
-    """What many share takes longest, so it comes first, and the files even the processes out."""
-    items.sort(key=lambda item: scope_of(item.nodeid).endswith(".py"))
+    """The longest first, so that the rest evens the processes out: what many share, then LONG."""
+    items.sort(key=lambda item: _rank(scope_of(item.nodeid)))
+
+
+def _rank(scope: str) -> int:
+    if not scope.endswith(".py"):
+        return 0
+    return 1 if scope.rpartition("/")[2].removesuffix(".py") in LONG else 2
 
 
 class EngineScheduling(LoadScopeScheduling):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from gpupool.doctor.machine import (
     check_limits,
     check_lock_dir,
     check_ray,
+    check_ray_nodes,
     check_shm,
 )
 from gpupool.doctor.models import Cache, check_cache, check_disk, check_versions
@@ -46,6 +47,8 @@ WELL: dict[str, Callable[[], Finding]] = {
     "no limits": lambda: check_limits(-1, -1),
     "locks": lambda: check_lock_dir("/run/lock/gpupool", "", is_shared=True),
     "no ray": lambda: check_ray({}, 0.99, is_installed=False),
+    "no ray, no nodes": lambda: check_ray_nodes({}, is_installed=False),
+    "ray's nodes": lambda: check_ray_nodes({}, is_installed=True),
     "ray with room": lambda: check_ray({}, 0.5, is_installed=True),
     "ray at a higher mark": lambda: check_ray(
         {"RAY_memory_usage_threshold": "0.99"}, 0.93, is_installed=True
@@ -104,6 +107,16 @@ WRONG: dict[str, tuple[Callable[[], Finding], str, str]] = {
         lambda: check_ray({"RAY_memory_usage_threshold": "95%"}, 0.1, is_installed=False),
         "'95%'",
         "0.99",
+    ),
+    "ray's checks are nonsense": (
+        lambda: check_ray_nodes({"RAY_health_check_period_ms": "1s"}, is_installed=False),
+        "'1s'",
+        "RAY_health_check_period_ms=1000",
+    ),
+    "ray never checks": (
+        lambda: check_ray_nodes({"RAY_health_check_failure_threshold": "0"}, is_installed=True),
+        "'0'",
+        "RAY_health_check_failure_threshold=3",
     ),
     "ray's period is nonsense": (
         lambda: check_ray({"RAY_memory_monitor_refresh_ms": "no"}, 0.1, is_installed=False),
@@ -216,7 +229,7 @@ def test_this_machine_can_be_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("GPUPOOL_LOCK_DIR", str(tmp_path / "locks"))
     found = list(facts.examine(()))
     assert not [finding for finding in found if "cannot be looked at" in finding.text]
-    assert len({finding.name for finding in found}) == len(found) == 10
+    assert len({finding.name for finding in found}) == len(found) == 11
 
 
 def test_an_engine_whose_worker_is_gone_is_found() -> None:
@@ -271,3 +284,18 @@ def test_a_model_is_missing_until_it_is_in_the_cache(
     assert facts.missing_models(wanted) == ["a/b"]
     (tmp_path / "hub" / "models--a--b" / "snapshots" / "1").mkdir(parents=True)
     assert facts.missing_models(wanted) == []
+
+
+def test_ray_is_told_how_to_miss_a_dead_node_sooner_unless_it_does() -> None:
+    soon = {
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    assert all(
+        f"{field}={value}" in check_ray_nodes({}, is_installed=True).text
+        for field, value in soon.items()
+    )
+    told = check_ray_nodes(soon, is_installed=True).text
+    assert "3 without an answer within 2000 ms, each 1000 ms after" in told
+    assert "RAY_" not in told

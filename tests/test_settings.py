@@ -22,6 +22,11 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **env: str) -> str:
     return str(caught.value)
 
 
+def test_a_fraction_of_a_gpu_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = refusal(monkeypatch, PER_PROC_GPUS="0.5")
+    assert "--per_proc_gpus (PER_PROC_GPUS) is '0.5': a lease is of whole GPUs" in text
+
+
 def test_the_five_old_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "HF_MODEL_NAME": "m",

@@ -42,6 +42,7 @@ def examine(wanted: Sequence[Wanted]) -> Iterator[Finding]:
             lambda: models.check_cache(cache(), os.environ, missing_models(wanted)),
         ),
         ("Ray's memory monitor", ray),
+        ("Ray's health checks", ray_nodes),
         ("versions", versions),
     ]
     for name, check in checks:
@@ -170,6 +171,12 @@ def ray() -> Finding:
     is_installed = importlib.util.find_spec("ray") is not None
     used_share = psutil.virtual_memory().percent / 100
     return machine.check_ray(os.environ, used_share, is_installed=is_installed)
+
+
+def ray_nodes() -> Finding:
+    """Its variables here, which count where `ray start` runs."""
+    is_installed = importlib.util.find_spec("ray") is not None
+    return machine.check_ray_nodes(os.environ, is_installed=is_installed)
 
 
 def versions() -> Finding:

@@ -14,6 +14,12 @@ MIN_PROCESSES = 4096
 UNLIMITED = -1
 RAY_THRESHOLD = 0.95  # Ray's default share of the node's memory
 RAY_MARGIN = 0.05
+RAY_CHECKS = {
+    "RAY_health_check_period_ms": (3000, 1000),
+    "RAY_health_check_timeout_ms": (10000, 2000),
+    "RAY_health_check_failure_threshold": (5, 3),
+}
+"""By variable: Ray's default, and what to use where a dead node is to be missed soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,27 @@ def check_ray(environ: Mapping[str, str], used_share: float, *, is_installed: bo
     if used_share > threshold - RAY_MARGIN:
         fix = "set RAY_memory_usage_threshold=0.99 or RAY_memory_monitor_refresh_ms=0 where ray "
         return Finding(name, text, f"{fix}start runs, on every node")
+    return Finding(name, text)
+
+
+def check_ray_nodes(environ: Mapping[str, str], *, is_installed: bool) -> Finding:
+    """How Ray's head finds out that a node is dead, whose replicas get requests until then."""
+    name = "Ray's health checks"
+    advice = " ".join(f"{field}={advised}" for field, (_, advised) in RAY_CHECKS.items())
+    for field in RAY_CHECKS:
+        asked = environ.get(field, "")
+        if asked and (not asked.isdigit() or int(asked) == 0):
+            fix = f"set {advice} where ray start runs, on every node"
+            return Finding(name, f"{field} is {asked!r}", fix)
+    if not is_installed:
+        return Finding(name, "Ray is not installed here")
+    period_ms, timeout_ms, count = (
+        int(environ.get(field) or default) for field, (default, _) in RAY_CHECKS.items()
+    )
+    text = f"a node is dead after {count} without an answer within {timeout_ms} ms, each "
+    text += f"{period_ms} ms after the one before"
+    if any(int(environ.get(field) or was) > use for field, (was, use) in RAY_CHECKS.items()):
+        text += f"; on a cluster sooner with {advice}, on every node"
     return Finding(name, text)
 
 

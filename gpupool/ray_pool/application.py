@@ -16,7 +16,13 @@ from gpupool.ray_pool.holding import Seat
 from gpupool.ray_pool.host import ReplicaHost
 from gpupool.ray_pool.names import DEPLOYMENT, FULL_STATUS
 from gpupool.ray_pool.piece import Piece, PieceResult, run_piece
-from gpupool.ray_pool.serve_inside import Slot, accept_while, bind_to_loopback, let_past_slots
+from gpupool.ray_pool.serve_inside import (
+    Slot,
+    accept_while,
+    bind_to_loopback,
+    end_after_batches,
+    let_past_slots,
+)
 from gpupool.settings import Settings
 
 HEALTH_PERIOD_S = 1.0
@@ -42,6 +48,7 @@ class ServedReplica:
 
         bind_to_loopback(ray.util.get_node_ip_address())
         let_past_slots(("slots", "control"))
+        end_after_batches()
         rank = serve.get_replica_context().rank
         gpu_ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         seat = Seat(rank.rank, rank.local_rank, per_node)

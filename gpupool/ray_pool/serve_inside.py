@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Collection
 from ipaddress import ip_address
 from typing import Any
 
+LOOK_AGAIN_S = 0.1
+
 _leaving: dict[str, Callable[[], object]] = {}
 """How a request that runs in this replica gives its slot back early, by Serve's id of it."""
 
@@ -48,6 +50,21 @@ def let_past_slots(methods: Collection[str]) -> None:
                 del _leaving[name]
 
     Replica._start_request = start_request
+
+
+def end_after_batches() -> None:
+    """A replica that Serve ends because there is little to do ends when none of its slots is taken.
+    A batch that it coordinates has given its slot back."""
+    from ray.serve._private.replica import Replica
+
+    drain = Replica._drain_ongoing_requests
+
+    async def drain_all(replica: Any, *args: Any, **more: Any) -> None:
+        await drain(replica, *args, **more)
+        while _leaving:
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    Replica._drain_ongoing_requests = drain_all
 
 
 def accept_while(is_able: Callable[[], bool]) -> None:

@@ -15,7 +15,7 @@ from tests.server.reference import PROMPTS, scores
 pytestmark = [pytest.mark.server, pytest.mark.model, pytest.mark.timeout(600)]
 
 TOLERANCE = 1e-2
-LONGEST = len(PROMPTS) - 1
+LONGEST = len(PROMPTS) - 1  # 35 s of a core on llama.cpp
 
 
 @pytest.fixture(scope="module", name="reference")
@@ -74,7 +74,6 @@ def test_values_alone_are_those_of_a_forward_pass(
     tell_and_check("alone", largest_difference(alone, reference[:LONGEST]), capsys)
 
 
-# llama.cpp takes 40 s of a core for it, and has it among others, below.
 @pytest.mark.parametrize(
     "pool",
     [pytest.param(name, marks=pytest.mark.slow if name == "llama_cpp" else ()) for name in NAMES],
@@ -88,15 +87,24 @@ def test_values_of_the_longest_alone_are_those_of_a_forward_pass(
     tell_and_check("the longest alone", largest_difference([answer], reference[LONGEST:]), capsys)
 
 
+@pytest.mark.parametrize(
+    ("pool", "num_prompts"),
+    [
+        *((name, LONGEST if name == "llama_cpp" else len(PROMPTS)) for name in NAMES),
+        pytest.param("llama_cpp", len(PROMPTS), marks=pytest.mark.slow),
+    ],
+    indirect=["pool"],
+)
 def test_values_among_others_are_those_of_a_forward_pass(
-    pool: Pool, reference: Any, capsys: pytest.CaptureFixture[str]
+    pool: Pool, num_prompts: int, reference: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    prompts, reference = PROMPTS[:num_prompts], reference[:num_prompts]
     with ThreadPoolExecutor(16) as threads:
         others = [
             threads.submit(infer, pool, f"Story {i}:", max_tokens=40, ignore_eos=True, seed=i)
             for i in range(15)
         ]
-        answers = infer(pool, PROMPTS, prompt_logprobs=0, max_tokens=0)
+        answers = infer(pool, prompts, prompt_logprobs=0, max_tokens=0)
         assert all(other.result()[0]["completion_tokens"] == 40 for other in others)
     assert [item["prompt_token_ids"] for item in answers] == [ids for ids, _ in reference]
     tell_and_check("among 15 others", largest_difference(answers, reference), capsys)
