@@ -70,11 +70,7 @@ class Boot:
 
     def trouble(self) -> str | None:
         """Why the worker's hold on its GPUs is not safe any more, or None. Cheap."""
-        if not self._guardian.is_alive():
-            return "its guardian was killed"
-        if self._lease is not None and not self._lease.is_intact():
-            return "a lock file of its GPUs was removed"
-        return None
+        return trouble_of(self._guardian, self._lease)
 
     def _hold(self, grant: Grant) -> None:
         """Take a granted lease: the guardian keeps it too, and the process is bound to it."""
@@ -157,6 +153,15 @@ class Boot:
         self._row.describe(last_error=f"{type(error).__name__}: {error}")
         self._replica.fail(error)
         self._on_failed()
+
+
+def trouble_of(guard: guardian.Guardian, lease: Lease | None) -> str | None:
+    """Why a hold on GPUs is not safe any more, or None. Cheap."""
+    if not guard.is_alive():
+        return "its guardian was killed"
+    if lease is not None and not lease.is_intact():
+        return "a lock file of its GPUs was removed"
+    return None
 
 
 def freeze_heap() -> None:

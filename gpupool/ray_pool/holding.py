@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from dispatcher import GPUDispatcher, Lease
 from gpupool import guardian, lockdir
-from gpupool.boot import LEASE_RETRY_S, MEMORY_FREE_TIMEOUT_S
+from gpupool.boot import LEASE_RETRY_S, MEMORY_FREE_TIMEOUT_S, trouble_of
 from gpupool.errors import ConfigError, NotGranted
 from gpupool.gpus import Inventory, read_inventory, select_visible
 from gpupool.guardian import Guardian
@@ -61,11 +61,7 @@ class Holding:
 
     def trouble(self) -> str | None:
         """Why the hold is not safe any more, or None. Cheap."""
-        if not self._guardian.is_alive():
-            return "its guardian was killed"
-        if self._lease is not None and not self._lease.is_intact():
-            return "a lock file of its GPUs was removed"
-        return None
+        return trouble_of(self._guardian, self._lease)
 
     def _try(self) -> Lease | str:
         """The lease, or why there is none yet."""

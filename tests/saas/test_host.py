@@ -6,7 +6,6 @@ import asyncio
 import email.utils
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -22,15 +21,7 @@ from tests.saas.host import KEY, Host, Planned
 HELLO = "w0 w1 w2 "
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saas_host, "FIRST_PAUSE_S", 0.01)
-
-
-@pytest.fixture(name="host")
-def _host() -> Iterator[Host]:
-    with Host() as host:
-        yield host
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 async def ask(asker: Asker) -> str:

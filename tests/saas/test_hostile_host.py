@@ -6,12 +6,11 @@ import gzip
 import json
 import time
 import tracemalloc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from gpupool.engines import saas_body, saas_check, saas_client, saas_host
+from gpupool.engines import saas_body, saas_check, saas_client
 from gpupool.engines.saas_args import parse_engine_args
 from gpupool.engines.saas_check import HostUnreachable, check_address
 from gpupool.engines.saas_errors import HostGarbled, HostRefused, retry_after_s
@@ -28,15 +27,7 @@ STREAM = {"Content-Type": "text/event-stream"}
 DEEP = b"[" * 100_000
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saas_host, "FIRST_PAUSE_S", 0.01)
-
-
-@pytest.fixture(name="host")
-def _host() -> Iterator[Host]:
-    with Host() as host:
-        yield host
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 async def ask(asker: Asker) -> Any:

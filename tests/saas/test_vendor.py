@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -32,12 +32,6 @@ pytestmark = [
 
 T = TypeVar("T")
 TEXT = "w0 w1 w2 "
-
-
-@pytest.fixture(name="host")
-def _host() -> Iterator[Host]:
-    with Host() as host:
-        yield host
 
 
 def asking(host: Host, work: Callable[[Client], Awaitable[T]], *words: str, key: str = KEY) -> T:
